@@ -1,0 +1,30 @@
+"""Typed WebSocket endpoints for aiohttp: RPC, and pub/sub in one process or over a broker."""
+
+from .brokers.local import LocalBroker
+from .channels import Channel, Channels, Event
+from .errors import CannotPublish, CannotSubscribe, ChannelCallbackError, EncodeError, RpcError, SetupError
+from .manager import SocketsManager, WsHandlerType
+from .path import WsPathMixin
+from .pubsub import Publish, Subscribe
+from .rpc import ws_rpc
+from .websocket import Websocket
+
+__all__ = [
+    "CannotPublish",
+    "CannotSubscribe",
+    "Channel",
+    "ChannelCallbackError",
+    "Channels",
+    "EncodeError",
+    "Event",
+    "LocalBroker",
+    "Publish",
+    "RpcError",
+    "SetupError",
+    "SocketsManager",
+    "Subscribe",
+    "Websocket",
+    "WsHandlerType",
+    "WsPathMixin",
+    "ws_rpc",
+]

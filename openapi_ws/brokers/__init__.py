@@ -1,0 +1,1 @@
+"""Floor 2, hub: brokers, subclasses of `SocketsManager`."""

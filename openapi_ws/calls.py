@@ -1,0 +1,237 @@
+"""Floor 3, calls: the calls of one socket that have no answer yet; each gets exactly one."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .errors import (
+    CallCancelled,
+    Conflict,
+    EncodeError,
+    InternalError,
+    LimitExceeded,
+    MethodNotFound,
+    RpcError,
+)
+from .protocol import Batch, Call, Failure, Reply, decode
+from .rpc import Method, current_call
+from .websocket import Websocket
+
+__all__ = ["Calls"]
+
+logger = logging.getLogger(__name__)
+
+CANCEL_METHODS = ("rpc.cancel", "$/cancelRequest")
+"""Names under which a caller takes a call back; the second is that of the Language Server Protocol."""
+FAREWELL = 1.0
+"""Seconds that a cancelled method has for its own cleaning up, before it is left behind."""
+
+Answer = Callable[[bytes | None], None]
+"""Takes the answer's text, or None from a call that has none."""
+
+
+class View(Protocol):
+    """What the calls need of the view whose methods they run."""
+
+    def on_error(self, call: Call, exc: Exception) -> Any:
+        """Learn that a method failed."""
+
+
+class _Running:
+    """One call under way."""
+
+    __slots__ = ("answer", "call", "is_cancelled", "is_holding", "is_started", "method", "task")
+
+    def __init__(self, call: Call, method: Method, answer: Answer) -> None:
+        self.call, self.method, self.answer = call, method, answer
+        self.is_cancelled = False
+        self.is_holding = False
+        self.is_started = False
+        self.task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Take the call back, at the caller's wish."""
+        self.is_cancelled = True
+        # A task that is cancelled before its first step would end without an answer.
+        if self.is_started and self.task is not None:
+            self.task.cancel()
+
+
+class Calls:
+    """What runs for one socket: reads frames, starts methods, sends each answer once."""
+
+    __slots__ = ("_is_closed", "_lane", "_limit", "_methods", "_running", "_view", "_websocket", "opening")
+
+    def __init__(self, view: View, websocket: Websocket, methods: dict[str, Method], *, limit: int) -> None:
+        self._view, self._websocket, self._methods = view, websocket, methods
+        self._limit = limit
+        self.opening: asyncio.Task[None] | None = None
+        """A task that must end before the first method begins."""
+        self._running: dict[object, _Running] = {}
+        self._lane = asyncio.Lock()
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def receive(self, frame: bytes) -> None:
+        """Answer one frame, or start the calls that will; it never waits."""
+        if self._is_closed:
+            return
+        websocket = self._websocket
+        request = decode(frame, websocket.dialect, fixed=websocket.dialect_is_fixed)
+        websocket.dialect = request.dialect
+        if isinstance(request, Call):
+            self._start(request, self._send)
+        elif isinstance(request, Failure):
+            websocket.send(request.encode())
+        else:
+            self._start_batch(request)
+
+    def refuse(self) -> list[asyncio.Task[None]]:
+        """Start and answer nothing any more; the tasks that this cancels."""
+        self._is_closed = True
+        tasks = [running.task for running in self._running.values() if running.task]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    async def close(self) -> None:
+        """End all that runs, and wait at most `FAREWELL` seconds until it has."""
+        tasks = self.refuse()
+        if self.opening is not None and self.opening.cancel():
+            tasks.append(self.opening)
+        if tasks:
+            _, stubborn = await asyncio.wait(tasks, timeout=FAREWELL)
+            for task in stubborn:
+                logger.warning("%s is gone, but a method goes on though cancelled: %r", self._websocket, task)
+
+    def _send(self, answer: bytes | None) -> None:
+        if answer is not None:
+            self._websocket.send(answer)
+
+    def _start_batch(self, batch: Batch) -> None:
+        """Start all entries; their answers leave in one array when the last has come (JSON-RPC 2.0 §6)."""
+        answers: list[bytes] = []
+        missing = len(batch.entries)
+        self._websocket.hold()  # a method that answers before its messages go out does so within a batch, too
+
+        def answer(text: bytes | None) -> None:
+            nonlocal missing
+            missing -= 1
+            if text is not None:
+                answers.append(text)
+            if not missing:
+                if answers:
+                    self._websocket.send(b"[%b]" % b",".join(answers))
+                self._websocket.release()
+
+        for entry in batch.entries:
+            if isinstance(entry, Call):
+                self._start(entry, answer)
+            else:
+                answer(entry.encode())
+
+    def _start(self, call: Call, answer: Answer) -> None:
+        try:
+            if call.method in CANCEL_METHODS:
+                answer(self._cancel(call))
+                return
+            key = object() if call.id is None else call.id
+            if key in self._running:
+                raise Conflict("A call with this id is in flight")
+            if len(self._running) >= self._limit:
+                raise LimitExceeded(f"At most {self._limit} calls in flight")
+            method = self._methods.get(call.method)
+            if method is None:
+                raise MethodNotFound(call.method)
+        except RpcError as error:
+            answer(_failure(call, error))
+            return
+        running = self._running[key] = _Running(call, method, answer)
+        running.task = asyncio.get_running_loop().create_task(self._run(key, running))
+
+    def _cancel(self, call: Call) -> bytes | None:
+        params = call.params
+        id_ = params.get("id") if isinstance(params, dict) else None
+        running = None if isinstance(id_, dict | list) else self._running.get(id_)
+        if running:
+            running.cancel()
+        return (
+            None
+            if call.notification
+            else Reply(call, b'{"cancelled":%b}' % (b"true" if running else b"false")).encode()
+        )
+
+    async def _run(self, key: object, running: _Running) -> None:
+        running.is_started = True
+        try:
+            answer = await self._outcome(running)
+            del self._running[key]  # before the answer: whoever has it may use the id again
+            running.answer(answer)
+        finally:
+            self._running.pop(key, None)
+            if running.is_holding:
+                self._websocket.release()
+
+    async def _outcome(self, running: _Running) -> bytes | None:
+        """Run the method to its end, good or bad; the text of its answer, or None for a notification."""
+        call = running.call
+        try:
+            if running.is_cancelled:
+                raise CallCancelled
+            if self.opening is not None and not self.opening.done():
+                await asyncio.shield(self.opening)
+            current_call.set(call)
+            if running.method.options.ordered:
+                async with self._lane:
+                    result = await self._invoke(running)
+            else:
+                result = await self._invoke(running)
+            return None if call.notification else Reply(call, result).encode()
+        except RpcError as error:
+            return await self._rpc_error(call, error)
+        except asyncio.CancelledError as error:
+            if self._is_closed:
+                raise
+            if running.is_cancelled:
+                return _failure(call, CallCancelled())
+            # Nobody cancelled the call: the method itself awaited something that was cancelled.
+            return await self._internal(call, RuntimeError(f"cancelled from within: {error!r}"))
+        except Exception as error:
+            return await self._internal(call, error)
+
+    async def _invoke(self, running: _Running) -> bytes:
+        if running.method.options.reply_first:
+            self._websocket.hold()
+            running.is_holding = True
+        return await running.method(self._view, running.call)
+
+    async def _rpc_error(self, call: Call, error: RpcError) -> bytes | None:
+        logger.debug("%s %s: %s", self._websocket, call.method, error)
+        try:
+            return _failure(call, error)
+        except EncodeError as unsayable:
+            return await self._internal(call, unsayable)
+
+    async def _internal(self, call: Call, error: Exception) -> bytes | None:
+        """Our fault: all of it to the log and to the view's hook, nothing but an *error_id* to the caller."""
+        error_id = secrets.token_hex(8)
+        logger.error("%s method %s failed, error_id %s", self._websocket, call.method, error_id, exc_info=error)
+        try:
+            if inspect.isawaitable(told := self._view.on_error(call, error)):
+                await told
+        except Exception:
+            logger.exception("%s on_error failed", self._websocket)
+            self._websocket.close_soon(1011, "on_error failed")
+        message = "JSON object expected" if isinstance(error, EncodeError) else "Internal error"
+        return _failure(call, InternalError(error_id, message))
+
+
+def _failure(call: Call, error: RpcError) -> bytes | None:
+    return None if call.notification else Failure.of(call, error).encode()

@@ -1,0 +1,326 @@
+"""Floor 1, sockets: who listens to what in this process, and the fan-out to them, encoded once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import orjson
+
+from .errors import ChannelCallbackError, EncodeError, InvalidParams
+from .patterns import Pattern
+from .protocol import Dialect, Message, encode
+from .websocket import Websocket, text_frame
+
+__all__ = ["Channel", "Channels", "Event"]
+
+logger = logging.getLogger(__name__)
+
+CallbackType = Callable[[str, str, Any], Awaitable[Any]]
+"""Server code that listens: ``await callback(channel, event, data)``."""
+Listener = Websocket | CallbackType
+
+RETRY_UNSUBSCRIBE = 1.0
+"""Seconds until a broker that failed to unsubscribe is asked again."""
+
+
+class Source(Protocol):
+    """What the channels need of their broker; each may raise, and then nothing has changed."""
+
+    async def subscribe(self, channel: str) -> None:
+        """Begin to bring the messages of *channel* to this process."""
+
+    async def subscribe_to_event(self, channel: str, event: str) -> None:
+        """Learn that somebody here listens to *event*."""
+
+    async def unsubscribe(self, channel: str) -> None:
+        """End what `subscribe` began."""
+
+
+class Event:
+    """One event name or pattern of a channel, and who listens to it."""
+
+    __slots__ = ("callbacks", "name", "pattern")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        """The name or pattern as it was subscribed."""
+        self.pattern = Pattern(name)
+        self.callbacks: dict[Listener, None] = {}
+        """Who listens, in the order in which they came."""
+
+
+class Channel:
+    """One channel: its events, and whether the broker brings its messages."""
+
+    __slots__ = ("_events", "_patterns", "is_live", "name", "settling")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_live = False
+        """The broker brings its messages to this process."""
+        self.settling: asyncio.Task[Exception | None] | None = None
+        """The task that makes `is_live` what the listeners want, while it runs."""
+        self._events: dict[str, Event] = {}
+        self._patterns: dict[str, Event] = {}
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """Event names and patterns that somebody listens to."""
+        return tuple(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __contains__(self, event: str) -> bool:
+        return event in self._events
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._events)
+
+    def info(self) -> dict[str, int]:
+        """How many listen to each event name or pattern."""
+        return {event.name: len(event.callbacks) for event in self._events.values()}
+
+    def register(self, event_name: str | None, listener: Listener) -> Event:
+        """Put *listener* on an event name or pattern; none means ``*``."""
+        name = event_name or "*"
+        event = self._events.get(name)
+        if event is None:
+            event = self._events[name] = Event(name)
+            if not event.pattern.is_literal:
+                self._patterns[name] = event
+        event.callbacks[listener] = None
+        return event
+
+    def unregister(self, event_name: str | None, listener: Listener) -> None:
+        """Take *listener* off an event name or pattern; one that is not on it stays off."""
+        name = event_name or "*"
+        if event := self._events.get(name):
+            event.callbacks.pop(listener, None)
+            if not event.callbacks:
+                del self._events[name]
+                self._patterns.pop(name, None)
+
+    def listeners(self, event: str) -> Iterable[Listener]:
+        """Who gets *event*, each once however many of its patterns match."""
+        matching = [found for found in self._patterns.values() if found.pattern.matches(event)]
+        exact = self._events.get(event)
+        if exact is not None and event not in self._patterns:
+            matching.append(exact)
+        if len(matching) == 1:
+            return matching[0].callbacks
+        return dict.fromkeys(listener for found in matching for listener in found.callbacks)
+
+
+class Channels:
+    """The channels that somebody in this process listens to.
+
+    What listeners want is changed at once and without waiting; what the broker does follows, by one task per
+    channel at most, which ends when the two agree. So any order of subscribing, leaving and failing comes to rest
+    where a dictionary of sets would.
+    """
+
+    def __init__(self, sockets: Source) -> None:
+        self.sockets = sockets
+        self.dropped = 0
+        """Messages of the broker that were dropped because they were not messages."""
+        self._channels: dict[str, Channel] = {}
+        self._subscribed: dict[Listener, dict[str, dict[str, None]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._retries: dict[str, asyncio.TimerHandle] = {}
+
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return tuple(self._channels)
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def __contains__(self, channel_name: str) -> bool:
+        return channel_name in self._channels
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(tuple(self._channels.values()))
+
+    def get(self, channel_name: str) -> Channel | None:
+        """The channel, if anybody listens to it."""
+        return self._channels.get(channel_name)
+
+    def info(self) -> dict[str, dict[str, int]]:
+        """How many listen, by channel and event."""
+        return {channel.name: channel.info() for channel in self}
+
+    def get_subscribed(self, listener: Listener) -> dict[str, list[str]]:
+        """What *listener* is on: event names and patterns by channel."""
+        return {channel: list(events) for channel, events in self._subscribed.get(listener, {}).items()}
+
+    # -- who listens ------------------------------------------------------------------------------------------
+
+    async def register(self, channel_name: str, event_name: str | None, listener: Listener) -> Channel:
+        """Put *listener* on an event of a channel; it is in force when this returns.
+
+        *event_name* is a name or a pattern, none means ``*``. *listener* is a `Websocket`, or a coroutine function
+        of server code, called with channel, event and data.
+
+        Raises:
+            CannotSubscribe: the broker refuses, or whatever else it raised; then nothing has changed.
+        """
+        name = event_name or "*"
+        is_new = name not in self._subscribed.get(listener, {}).get(channel_name, {})
+        channel = self._channels.get(channel_name) or self._channels.setdefault(channel_name, Channel(channel_name))
+        channel.register(name, listener)
+        self._subscribed.setdefault(listener, {}).setdefault(channel_name, {})[name] = None
+        try:
+            if error := await self._settled(channel):
+                raise error
+            await self.sockets.subscribe_to_event(channel_name, name)
+        except BaseException:
+            if is_new:
+                self._discard(channel_name, name, listener)
+            raise
+        return channel
+
+    async def unregister(self, channel_name: str, event: str | None, listener: Listener) -> None:
+        """Take *listener* off an event of a channel; an event it is not on is no error.
+
+        Raises:
+            InvalidParams: it is not on the channel at all.
+        """
+        if channel_name not in self._subscribed.get(listener, {}):
+            raise InvalidParams({"channel": "Invalid channel"})
+        self._discard(channel_name, event or "*", listener)
+        if channel := self._channels.get(channel_name):
+            await self._settled(channel)
+
+    def remove(self, listener: Listener) -> None:
+        """Take *listener* off everything, at once; brokers that must hear of it do so later."""
+        for channel_name, events in tuple(self._subscribed.get(listener, {}).items()):
+            for name in tuple(events):
+                self._discard(channel_name, name, listener)
+
+    def _discard(self, channel_name: str, name: str, listener: Listener) -> None:
+        channels = self._subscribed.get(listener, {})
+        events = channels.get(channel_name, {})
+        events.pop(name, None)
+        if not events:
+            channels.pop(channel_name, None)
+        if not channels:
+            self._subscribed.pop(listener, None)
+        if channel := self._channels.get(channel_name):
+            channel.unregister(name, listener)
+            if not channel:
+                self._settle_soon(channel)
+
+    # -- what the broker does ---------------------------------------------------------------------------------
+
+    async def _settled(self, channel: Channel) -> Exception | None:
+        if bool(channel) == channel.is_live and channel.settling is None:
+            return None
+        self._settle_soon(channel)
+        # The shield keeps a caller that goes away from stopping what others wait for.
+        return await asyncio.shield(channel.settling) if channel.settling else None
+
+    def _settle_soon(self, channel: Channel) -> None:
+        if channel.settling is None:
+            channel.settling = asyncio.get_running_loop().create_task(self._follow(channel))
+            self._tasks.add(channel.settling)
+            channel.settling.add_done_callback(self._tasks.discard)
+
+    async def _follow(self, channel: Channel) -> Exception | None:
+        """Make the broker do what the listeners want; a failure is returned to those who wait for it."""
+        try:
+            while bool(channel) != channel.is_live:
+                try:
+                    if channel:
+                        await self.sockets.subscribe(channel.name)
+                        channel.is_live = True
+                    else:
+                        await self.sockets.unsubscribe(channel.name)
+                        channel.is_live = False
+                except Exception as error:
+                    if channel.is_live:
+                        self._retry(channel, error)
+                    return error
+            return None
+        finally:
+            channel.settling = None
+            if not channel and not channel.is_live:
+                self._channels.pop(channel.name, None)
+
+    def _retry(self, channel: Channel, error: Exception) -> None:
+        logger.warning("broker failed to unsubscribe from %r, asked again in %s s: %r", channel.name,
+                       RETRY_UNSUBSCRIBE, error)  # fmt: skip
+        if channel.name not in self._retries:
+            loop = asyncio.get_running_loop()
+            self._retries[channel.name] = loop.call_later(RETRY_UNSUBSCRIBE, self._again, channel)
+
+    def _again(self, channel: Channel) -> None:
+        del self._retries[channel.name]
+        self._settle_soon(channel)
+
+    async def clear(self) -> None:
+        """Take everybody off everything and wait until the broker has heard of it or failed."""
+        for listener in tuple(self._subscribed):
+            self.remove(listener)
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        for retry in self._retries.values():
+            retry.cancel()
+        self._retries.clear()
+        self._channels.clear()
+
+    # -- what they hear ---------------------------------------------------------------------------------------
+
+    async def __call__(self, channel_name: str, message: Mapping[str, Any]) -> None:
+        """Deliver ``{"event": …, "data": …}``, as a broker of one's own brings it.
+
+        It does not raise: a message that is none, or that JSON cannot hold, is logged, counted in `dropped`, and
+        reaches nobody.
+        """
+        try:
+            event = message.get("event") or ""
+            if not isinstance(event, str) or not isinstance(channel_name, str):
+                raise EncodeError(f"channel and event are strings; got {channel_name!r:.80}, {event!r:.80}")
+            parsed = Message(channel_name, event, encode(message.get("data")))
+        except (EncodeError, AttributeError) as error:
+            self.dropped += 1
+            logger.error("broker message dropped: %s", error)
+            return
+        await self.deliver(parsed)
+
+    async def deliver(self, message: Message, *, exclude: Websocket | None = None) -> None:
+        """Hand *message* to all who listen. Clients are never waited for; callbacks of server code are."""
+        channel = self._channels.get(message.channel)
+        if channel is None:
+            return
+        frames: dict[Dialect, bytes] = {}
+        callbacks: list[CallbackType] = []
+        for listener in channel.listeners(message.event):
+            if not isinstance(listener, Websocket):
+                callbacks.append(listener)
+            elif listener is not exclude:
+                dialect = listener.push_dialect
+                frame = frames.get(dialect)
+                if frame is None:
+                    frame = frames[dialect] = text_frame(dialect.message(message))
+                listener.push(frame)
+        if callbacks:
+            await self._call(callbacks, message)
+
+    async def _call(self, callbacks: list[CallbackType], message: Message) -> None:
+        data = orjson.loads(message.data)
+
+        async def call(callback: CallbackType) -> None:
+            try:
+                await callback(message.channel, message.event, data)
+            except ChannelCallbackError:
+                self.remove(callback)
+            except Exception:
+                logger.exception("callback of channel %r failed and is taken off", message.channel)
+                self.remove(callback)
+
+        await asyncio.gather(*map(call, callbacks))

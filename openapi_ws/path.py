@@ -1,0 +1,214 @@
+"""Floor 4, doors: the WebSocket `get` of an aiohttp class view."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aiohttp import WebSocketError, WSMsgType, hdrs, web
+
+from .calls import Calls
+from .channels import Channels
+from .errors import SetupError
+from .manager import SocketsManager
+from .protocol import HOUSE, JSONRPC, Call
+from .rpc import current_call, methods_of
+from .websocket import CLOSE_TIMEOUT, Websocket
+
+__all__ = ["WsPathMixin"]
+
+logger = logging.getLogger(__name__)
+
+DIALECTS = {dialect.name: dialect for dialect in (HOUSE, JSONRPC)}
+NO_STATUS, LOST, INTERNAL_ERROR, RESTART = 1005, 1006, 1011, 1012
+REFUSED = "Unable to open websocket connection"
+
+
+class WsPathMixin:
+    """Mixin of an aiohttp class view, in any order of bases: serves its ``ws_rpc_*`` coroutines to WebSockets.
+
+    Methods are collected when the class is made; one that cannot be offered raises `SetupError` there. One view
+    serves one socket, so what belongs to a client may be kept on *self*.
+    """
+
+    SOCKETS_KEY: ClassVar[str | web.AppKey[SocketsManager]] = "web_sockets"
+    """Where the manager is found in the application, or in one that it is nested in."""
+    max_calls: ClassVar[int] = 32
+    """Calls of one socket that may be in flight; the next is answered -32005."""
+    max_frame_size: ClassVar[int] = 64 * 1024
+    """Bytes of a message from a client; a larger one closes the socket with 1009."""
+
+    websocket: Websocket
+    """The client, from `connected` on."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def request(self) -> web.Request: ...  # noqa: D102  # web.View's
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        methods_of(cls)
+
+    @property
+    def sockets(self) -> SocketsManager:
+        """The manager.
+
+        Raises:
+            SetupError: the application has none.
+        """
+        try:
+            manager: SocketsManager = self.request.config_dict[self.SOCKETS_KEY]
+        except KeyError:
+            key = self.SOCKETS_KEY if isinstance(self.SOCKETS_KEY, web.AppKey) else f'"{self.SOCKETS_KEY}"'
+            raise SetupError(f"no manager: write app[{key}] = SocketsManager.for_app(app)") from None
+        return manager
+
+    @property
+    def channels(self) -> Channels:
+        """The channels of the manager."""
+        return self.sockets.channels
+
+    @property
+    def socket_id(self) -> str:
+        """The socket's id, the same on all its calls."""
+        return self.websocket.socket_id
+
+    # -- hooks ------------------------------------------------------------------------------------------------
+
+    async def connected(self) -> None:
+        """The client is here; its first method begins when this has ended. If it fails, the socket closes, 1011."""
+
+    async def disconnected(self, code: int) -> None:
+        """The client is gone, and with it its calls and subscriptions. *code* says why; 1006 is a lost link.
+
+        Called once for each socket whose `connected` was.
+        """
+
+    def on_error(self, call: Call, exc: Exception) -> Any:
+        """The method of *call* failed with *exc*, which is no `RpcError`; may be a coroutine. It is logged already.
+
+        If it fails itself, the socket closes, 1011.
+        """
+
+    # -- rooms ------------------------------------------------------------------------------------------------
+
+    async def join(self, channel: str, event: str = "*") -> None:
+        """Put this client on a channel, as if it had subscribed.
+
+        Raises:
+            CannotSubscribe: the broker has no such channel.
+        """
+        call = current_call.get(None)
+        self.websocket.push_dialect = call.dialect if call else self.websocket.dialect
+        await self.channels.register(channel, event, self.websocket)
+
+    async def leave(self, channel: str) -> None:
+        """Take this client off a channel, all events of it; nothing happens if the client is not on it."""
+        for event in self.channels.get_subscribed(self.websocket).get(channel, ()):
+            await self.channels.unregister(channel, event, self.websocket)
+
+    # -- one connection ---------------------------------------------------------------------------------------
+
+    async def get(self) -> web.StreamResponse:
+        """Upgrade to a WebSocket and serve it until it ends.
+
+        Answers 400 to what is no WebSocket handshake or offers only unknown sub-protocols, and 503 while the
+        application shuts down.
+        """
+        sockets, methods = self.sockets, methods_of(type(self))
+        response = self._response(sockets)
+        await response.prepare(self.request)
+        # From here on no exception may leave: aiohttp or a middleware would write an HTTP answer into the socket.
+        transport = self.request.transport
+        if transport is None:  # gone during the handshake
+            return response
+        self.websocket = websocket = Websocket(self.request, response, transport)
+        if response.ws_protocol:
+            websocket.dialect = websocket.push_dialect = DIALECTS[response.ws_protocol]
+            websocket.dialect_is_fixed = True
+        sockets.add(websocket)
+        calls = Calls(self, websocket, methods, limit=self.max_calls)
+        try:
+            if sockets.is_closing:
+                websocket.close_soon(RESTART, "Server shutdown")
+            await self._open(calls)
+            await self._read(response, calls)
+        except Exception:
+            logger.exception("%s failed", websocket)
+            websocket.close_soon(INTERNAL_ERROR, "Internal error")
+        finally:
+            sockets.remove(websocket)
+            sockets.channels.remove(websocket)
+            await self._depart(calls)
+        return response
+
+    async def _open(self, calls: Calls) -> None:
+        """Begin `connected`; the socket is read meanwhile, and its calls wait."""
+        if type(self).connected is not WsPathMixin.connected:
+            calls.opening = asyncio.get_running_loop().create_task(self._connected(calls))
+            await asyncio.sleep(0)  # it has begun before anything can end it, so `disconnected` has its counterpart
+
+    async def _connected(self, calls: Calls) -> None:
+        try:
+            await self.connected()
+        except Exception:
+            logger.exception("%s connected failed", self.websocket)
+            calls.refuse()
+            self.websocket.close_soon(INTERNAL_ERROR, "connected failed")
+
+    async def _read(self, response: web.WebSocketResponse[bool], calls: Calls) -> None:
+        """Hand each frame to the calls, until there are no more; never await a method here."""
+        while True:
+            message = await response.receive()
+            if message.type is not WSMsgType.TEXT and message.type is not WSMsgType.BINARY:
+                break
+            calls.receive(message.data)
+        if self.websocket.close_code is None:
+            self.websocket.flush()
+            self.websocket.close_code = _close_code(message.type, message.data, response)
+
+    async def _depart(self, calls: Calls) -> None:
+        code = self.websocket.close_code or LOST
+        self.websocket.close_soon(RESTART if code == LOST else 1000)
+        await calls.close()
+        await self.websocket.close()
+        try:
+            await self.disconnected(code)
+        except Exception:
+            logger.exception("%s disconnected failed", self.websocket)
+
+    def _response(self, sockets: SocketsManager) -> web.WebSocketResponse[bool]:
+        response: web.WebSocketResponse[bool] = web.WebSocketResponse(
+            autoclose=False,
+            timeout=CLOSE_TIMEOUT,
+            protocols=tuple(DIALECTS),
+            compress=False,
+            max_msg_size=self.max_frame_size,
+            decode_text=False,
+        )
+        if not response.can_prepare(self.request):
+            raise self._refusal(web.HTTPBadRequest, REFUSED)
+        offered = [name.strip() for name in self.request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+        if any(offered) and not DIALECTS.keys() & offered:
+            raise self._refusal(web.HTTPBadRequest, f"Sub-protocols supported: {', '.join(DIALECTS)}")
+        if sockets.is_closing:
+            raise self._refusal(web.HTTPServiceUnavailable, "Server shutdown", {hdrs.RETRY_AFTER: "1"})
+        return response
+
+    def _refusal(
+        self, error: type[web.HTTPException], message: str, headers: dict[str, str] | None = None
+    ) -> web.HTTPException:
+        text = json.dumps({"message": message})
+        return error(text=text, content_type="application/json", headers=headers)
+
+
+def _close_code(kind: WSMsgType, data: Any, response: web.WebSocketResponse[bool]) -> int:
+    """Why the frames ended: the client's code, that of its broken frame, or a lost link."""
+    if kind is WSMsgType.CLOSE:
+        return data or NO_STATUS
+    if isinstance(data, WebSocketError):
+        return data.code
+    return response.close_code or LOST

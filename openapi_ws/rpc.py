@@ -1,0 +1,309 @@
+"""Floor 3, calls: the methods of a view, collected once per class, and the way from a call to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError, SchemaValidator
+
+from .errors import EncodeError, InvalidParams, SetupError
+from .protocol import MISSING, Call, encode
+
+__all__ = ["Method", "current_call", "methods_of", "ws_rpc"]
+
+PREFIX = "ws_rpc_"
+MAX_ERRORS = 20
+"""How many validation errors one answer names."""
+MAX_LISTED = 1000
+"""Beyond this many, an answer gives the number alone: pydantic lists all or none."""
+PATH_LIMIT, WHY_LIMIT, ERRORS_SIZE = 64, 120, 3500
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_MARK = "ws_rpc"
+
+current_call: ContextVar[Call] = ContextVar("openapi_ws.current_call")
+"""The call that the running task answers."""
+
+Function = TypeVar("Function", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Options:
+    body_schema: Any = None
+    response_schema: Any = None
+    name: str | None = None
+    deprecated: bool = False
+    tags: tuple[str, ...] = ()
+    ordered: bool = False
+    reply_first: bool = False
+
+
+def ws_rpc(
+    body_schema: Any = None,
+    response_schema: Any = None,
+    *,
+    name: str | None = None,
+    deprecated: bool = False,
+    tags: Iterable[str] = (),
+    ordered: bool = False,
+    reply_first: bool = False,
+) -> Callable[[Function], Function]:
+    """Say of a ``ws_rpc_<method>`` coroutine what its name and annotations do not.
+
+    *body_schema* and *response_schema* are types that pydantic reads, in place of the annotations; *name* is the
+    method's name on the wire, default what follows ``ws_rpc_``; *deprecated* and *tags* are for documents.
+    *ordered* methods of one socket run one after another, as they arrived. With *reply_first* messages for the
+    calling socket wait until its answer is out.
+    """
+    options = _Options(body_schema, response_schema, name, deprecated, tuple(tags), ordered, reply_first)
+
+    def mark(function: Function) -> Function:
+        setattr(function, _MARK, options)
+        return function
+
+    return mark
+
+
+class Method:
+    """One method as callers see it: its name, the type of its payload, the type of its result."""
+
+    __slots__ = ("_default", "_fields", "_function", "_serializer", "_takes_payload", "_validate_payload",
+                 "_validate_result", "body", "doc", "name", "options", "response")  # fmt: skip
+
+    def __init__(self, attribute: str, function: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self.options: _Options = getattr(function, _MARK, _Options())
+        self.name = self.options.name or attribute.removeprefix(PREFIX)
+        """The name on the wire."""
+        self.doc = inspect.getdoc(function) or ""
+        self._function = function
+        payload, hints = _signature(function)
+        self._takes_payload = payload is not None
+        self.body: TypeAdapter[Any] = _adapter(self.options.body_schema or _hint(hints, payload), "payload")
+        """The type of the payload."""
+        self.response: TypeAdapter[Any] = _adapter(self.options.response_schema or hints.get("return", Any), "result")
+        """The type of the result."""
+        self._validate_payload = _early_validator(self.body).validate_python
+        self._validate_result = self.response.validator.validate_python
+        self._serializer = self.response.serializer
+        self._fields = _fields(self.options.body_schema or _hint(hints, payload))
+        self._default = _default(payload)
+
+    async def __call__(self, view: Any, call: Call) -> bytes:
+        """Run the method on *view*; its result as JSON.
+
+        Raises:
+            InvalidParams: the payload is not of its type.
+            EncodeError: the result is not of its type, or JSON cannot hold it.
+        """
+        if not self._takes_payload:
+            return self._dump(await self._function(view))
+        return self._dump(await self._function(view, self.payload(call)))
+
+    def payload(self, call: Call) -> Any:
+        """The payload of *call* as the method takes it: one parameter, or for JSON-RPC its members by position."""
+        params = call.params
+        if params is MISSING and self._default is not MISSING:
+            return self._default
+        try:
+            if params is MISSING or params is None:
+                return self._absent()
+            if isinstance(params, list) and call.dialect.name == "jsonrpc-2.0":
+                return self._by_position(params)
+            return self._validate_payload(params)
+        except ValidationError as error:
+            raise InvalidParams(_explain(error)) from None
+
+    def _absent(self) -> Any:
+        """No payload, or null: None where the type has it, else the ancestor's empty object."""
+        if self.body.core_schema["type"] != "any":
+            with contextlib.suppress(ValidationError):
+                return self._validate_payload(None)
+        return self._validate_payload({})
+
+    def _by_position(self, params: list[Any]) -> Any:
+        """An array is the one parameter, or the fields of a model in order, or itself what the method takes."""
+        if len(params) == 1:
+            try:
+                return self._validate_payload(params[0])
+            except ValidationError as error:
+                if isinstance(params[0], dict) and self._fields:
+                    raise error
+        if self._fields is None:
+            return self._validate_payload(params)
+        if len(params) > len(self._fields):
+            raise InvalidParams({"": f"at most {len(self._fields)} parameters expected"})
+        return self._validate_payload(dict(zip(self._fields, params, strict=False)))
+
+    def _dump(self, result: Any) -> bytes:
+        try:
+            return encode(self._validate_result(result), self._serializer)
+        except ValidationError as error:
+            raise EncodeError(f"the result of {self.name!r} is not of its type: {_explain(error)}") from error
+
+
+def methods_of(cls: type) -> dict[str, Method]:
+    """The methods of a view class by name, collected at the first call for it.
+
+    Raises:
+        SetupError: a method cannot be offered; the message says which, and why.
+    """
+    table: dict[str, Method] | None = cls.__dict__.get("_ws_rpc_methods")
+    if table is None:
+        table = {}
+        for attribute in dir(cls):
+            function = inspect.getattr_static(cls, attribute)
+            if attribute.startswith(PREFIX):
+                _add(table, cls, attribute, function)
+            elif isinstance(getattr(function, _MARK, None), _Options):
+                raise SetupError(f"{cls.__name__}.{attribute} is marked @ws_rpc: name it {PREFIX}{attribute}")
+        cls._ws_rpc_methods = table  # type: ignore[attr-defined]  # kept on the class it is the table of
+    return table
+
+
+def _add(table: dict[str, Method], cls: type, attribute: str, function: Any) -> None:
+    where = f"{cls.__name__}.{attribute}"
+    if not inspect.isfunction(function) or not inspect.iscoroutinefunction(function):
+        raise SetupError(f"{where} is no coroutine function: write async def {attribute}(self, payload)")
+    _refuse_shadowing(cls, attribute)
+    try:
+        method = Method(attribute, function)
+    except (SetupError, NameError, TypeError, PydanticUserError, SchemaError) as error:
+        raise SetupError(f"{where}: {error}") from error
+    if not _NAME.fullmatch(method.name):
+        raise SetupError(f"{where}: the name {method.name!r} is not of the form {_NAME.pattern}")
+    if method.name.startswith("rpc."):
+        raise SetupError(f"{where}: names that begin with rpc. are reserved (JSON-RPC 2.0 §4)")
+    if method.name in table:
+        raise SetupError(f"{where}: another method is named {method.name!r}")
+    table[method.name] = method
+
+
+def _refuse_shadowing(cls: type, attribute: str) -> None:
+    """Two unrelated bases with a method of one name: whichever comes first would hide the other in silence."""
+    owners = [base for base in cls.__mro__ if attribute in vars(base)]
+    for hidden in owners[1:]:
+        if not issubclass(owners[0], hidden):
+            raise SetupError(
+                f"{cls.__name__}.{attribute} is defined by {owners[0].__name__} and by {hidden.__name__}: "
+                f"define it on {cls.__name__}, or derive one from the other"
+            )
+
+
+# -- reading a signature --------------------------------------------------------------------------------------
+
+
+def _signature(function: Callable[..., Any]) -> tuple[inspect.Parameter | None, dict[str, Any]]:
+    """The payload's parameter, if the method takes one, and the resolved annotations."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if len(parameters) > 1 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
+        raise SetupError("a method takes self and at most one payload; put several values into a model")
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, SyntaxError, TypeError, AttributeError) as error:
+        raise SetupError(f"{error}: types of a payload are defined at the top of a module, before the class") from error
+    return (parameters[0] if parameters else None), hints
+
+
+def _hint(hints: dict[str, Any], payload: inspect.Parameter | None) -> Any:
+    return Any if payload is None else hints.get(payload.name, Any)
+
+
+def _default(payload: inspect.Parameter | None) -> Any:
+    return MISSING if payload is None or payload.default is payload.empty else payload.default
+
+
+def _adapter(annotation: Any, what: str) -> TypeAdapter[Any]:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        adapter.rebuild(raise_errors=True)
+    except (PydanticUserError, SchemaError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SetupError(f"the type of the {what}, {annotation!r}, cannot be read by pydantic: {reason}") from error
+    return adapter
+
+
+def _fields(annotation: Any) -> list[str] | None:
+    """The names, as they are on the wire, of a model's fields in order; None for what is no model."""
+    annotation = typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+        return _fields(members[0]) if len(members) == 1 else None
+    origin = typing.get_origin(annotation) or annotation
+    if not isinstance(origin, type):
+        return None
+    if issubclass(origin, BaseModel):
+        if "root" in origin.model_fields:
+            return None
+        return [_alias(field.validation_alias) or name for name, field in origin.model_fields.items()]
+    if dataclasses.is_dataclass(origin):
+        return [field.name for field in dataclasses.fields(origin) if field.init]
+    return list(origin.__annotations__) if typing.is_typeddict(origin) else None
+
+
+def _alias(alias: object) -> str | None:
+    return alias if isinstance(alias, str) else None
+
+
+def _early_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
+    """A validator that stops a list at its first wrong item.
+
+    Without this, a frame of 64 KiB makes pydantic collect more than 100,000 errors. `FailFast` says the same for
+    one annotation; this says it for all, also inside the models that users wrote.
+    """
+    schema = _fail_fast(adapter.core_schema)
+    try:
+        # A model's own validator would be used for it otherwise, which knows nothing of this.
+        return SchemaValidator(schema, _use_prebuilt=False)
+    except TypeError:  # the switch is pydantic-core's own: without it errors are as right, and more
+        return SchemaValidator(schema)
+
+
+_VALUES = ("default", "metadata", "serialization")
+"""Keys of a core schema under which no schema that validates is found."""
+
+
+def _fail_fast(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        schema = {key: value if key in _VALUES else _fail_fast(value) for key, value in schema.items()}
+        if schema.get("type") in ("list", "tuple", "set", "frozenset"):
+            schema["fail_fast"] = True
+        return schema
+    if isinstance(schema, list | tuple):
+        return type(schema)(_fail_fast(value) for value in schema)
+    return schema
+
+
+# -- explaining what is wrong ---------------------------------------------------------------------------------
+
+
+def _explain(error: ValidationError) -> dict[str, str]:
+    """``{field path: why}`` of bounded size, without the input."""
+    if error.error_count() > MAX_LISTED:
+        return {"": f"{error.error_count()} errors"}
+    errors: dict[str, str] = {}
+    size = 0
+    for detail in error.errors(include_url=False, include_context=False, include_input=False):
+        path = ".".join(str(step) for step in detail["loc"])[:PATH_LIMIT]
+        why = _why(detail["type"], detail["msg"])
+        size += len(encode({path: why}))
+        if len(errors) == MAX_ERRORS or size > ERRORS_SIZE:
+            break
+        errors.setdefault(path, why)
+    return errors
+
+
+def _why(kind: str, message: str) -> str:
+    if kind == "missing":
+        return "required"
+    if kind == "union_tag_invalid":  # pydantic's own message repeats the input
+        return "Input tag is none of the expected tags"
+    return message[:WHY_LIMIT]
