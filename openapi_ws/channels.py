@@ -212,7 +212,9 @@ class Channels:
             self._subscribed.pop(listener, None)
         if channel := self._channels.get(channel_name):
             channel.unregister(name, listener)
-            if not channel:
+            if not channel and not channel.is_live and channel.settling is None:
+                del self._channels[channel_name]
+            elif not channel:
                 self._settle_soon(channel)
 
     # -- what the broker does ---------------------------------------------------------------------------------
