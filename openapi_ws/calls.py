@@ -18,7 +18,7 @@ from .errors import (
     MethodNotFound,
     RpcError,
 )
-from .protocol import Batch, Call, Failure, Reply, decode
+from .protocol import Batch, Call, Failure, Reply, decode, is_id
 from .rpc import Method, current_call
 from .websocket import Websocket
 
@@ -45,21 +45,21 @@ class View(Protocol):
 class _Running:
     """One call under way."""
 
-    __slots__ = ("answer", "call", "is_cancelled", "is_holding", "is_started", "method", "task")
+    __slots__ = ("answer", "call", "is_cancellable", "is_cancelled", "is_holding", "method", "task")
 
     def __init__(self, call: Call, method: Method, answer: Answer) -> None:
         self.call, self.method, self.answer = call, method, answer
         self.is_cancelled = False
         self.is_holding = False
-        self.is_started = False
+        self.is_cancellable = False
         self.task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
-        """Take the call back, at the caller's wish."""
-        self.is_cancelled = True
-        # A task that is cancelled before its first step would end without an answer.
-        if self.is_started and self.task is not None:
+        """Take the call back, at the caller's wish; once, so that the method may clean up in peace."""
+        # A task that is cancelled before its first step, or while it makes its answer, would end without one.
+        if self.is_cancellable and self.task is not None:
             self.task.cancel()
+        self.is_cancelled, self.is_cancellable = True, False
 
 
 class Calls:
@@ -119,7 +119,10 @@ class Calls:
         """Start all entries; their answers leave in one array when the last has come (JSON-RPC 2.0 §6)."""
         answers: list[bytes] = []
         missing = len(batch.entries)
-        self._websocket.hold()  # a method that answers before its messages go out does so within a batch, too
+        methods = [self._methods.get(entry.method) for entry in batch.entries if isinstance(entry, Call)]
+        holds = any(method.options.reply_first for method in methods if method)
+        if holds:
+            self._websocket.hold()
 
         def answer(text: bytes | None) -> None:
             nonlocal missing
@@ -129,7 +132,8 @@ class Calls:
             if not missing:
                 if answers:
                     self._websocket.send(b"[%b]" % b",".join(answers))
-                self._websocket.release()
+                if holds:
+                    self._websocket.release()
 
         for entry in batch.entries:
             if isinstance(entry, Call):
@@ -139,12 +143,12 @@ class Calls:
 
     def _start(self, call: Call, answer: Answer) -> None:
         try:
-            if call.method in CANCEL_METHODS:
-                answer(self._cancel(call))
-                return
             key = object() if call.id is None else call.id
             if key in self._running:
                 raise Conflict("A call with this id is in flight")
+            if call.method in CANCEL_METHODS:
+                answer(self._cancel(call))
+                return
             if len(self._running) >= self._limit:
                 raise LimitExceeded(f"At most {self._limit} calls in flight")
             method = self._methods.get(call.method)
@@ -157,9 +161,9 @@ class Calls:
         running.task = asyncio.get_running_loop().create_task(self._run(key, running))
 
     def _cancel(self, call: Call) -> bytes | None:
-        params = call.params
-        id_ = params.get("id") if isinstance(params, dict) else None
-        running = None if isinstance(id_, dict | list) else self._running.get(id_)
+        params = call.params[:1] if isinstance(call.params, list) else [call.params]
+        id_ = params[0].get("id") if params and isinstance(params[0], dict) else (params or [None])[0]
+        running = self._running.get(id_) if is_id(id_) else None
         if running:
             running.cancel()
         return (
@@ -169,7 +173,6 @@ class Calls:
         )
 
     async def _run(self, key: object, running: _Running) -> None:
-        running.is_started = True
         try:
             answer = await self._outcome(running)
             del self._running[key]  # before the answer: whoever has it may use the id again
@@ -183,16 +186,10 @@ class Calls:
         """Run the method to its end, good or bad; the text of its answer, or None for a notification."""
         call = running.call
         try:
-            if running.is_cancelled:
-                raise CallCancelled
-            if self.opening is not None and not self.opening.done():
-                await asyncio.shield(self.opening)
-            current_call.set(call)
-            if running.method.options.ordered:
-                async with self._lane:
-                    result = await self._invoke(running)
-            else:
-                result = await self._invoke(running)
+            try:
+                result = await self._result(running)
+            finally:
+                running.is_cancellable = False
             return None if call.notification else Reply(call, result).encode()
         except RpcError as error:
             return await self._rpc_error(call, error)
@@ -206,10 +203,22 @@ class Calls:
         except Exception as error:
             return await self._internal(call, error)
 
+    async def _result(self, running: _Running) -> bytes:
+        if running.is_cancelled:
+            raise CallCancelled
+        running.is_cancellable = True
+        if self.opening is not None and not self.opening.done():
+            await asyncio.shield(self.opening)
+        if not running.method.options.ordered:
+            return await self._invoke(running)
+        async with self._lane:
+            return await self._invoke(running)
+
     async def _invoke(self, running: _Running) -> bytes:
         if running.method.options.reply_first:
             self._websocket.hold()
             running.is_holding = True
+        current_call.set(running.call)
         return await running.method(self._view, running.call)
 
     async def _rpc_error(self, call: Call, error: RpcError) -> bytes | None:

@@ -168,7 +168,11 @@ class Channels:
 
         Raises:
             CannotSubscribe: the broker refuses, or whatever else it raised; then nothing has changed.
+            ConnectionResetError: the listener is a client that is gone.
         """
+        # Without this, a method that goes on after its client has left would put it on a channel for ever.
+        if isinstance(listener, Websocket) and listener.has_ended:
+            raise ConnectionResetError("the client is gone")
         name = event_name or "*"
         is_new = name not in self._subscribed.get(listener, {}).get(channel_name, {})
         channel = self._channels.get(channel_name) or self._channels.setdefault(channel_name, Channel(channel_name))
@@ -305,7 +309,7 @@ class Channels:
             if not isinstance(listener, Websocket):
                 callbacks.append(listener)
             elif listener is not exclude:
-                dialect = listener.push_dialect
+                dialect = listener.push_dialect or listener.dialect
                 frame = frames.get(dialect)
                 if frame is None:
                     frame = frames[dialect] = text_frame(dialect.message(message))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import cached_property
 from typing import Any, Self
 
@@ -19,6 +19,9 @@ __all__ = ["SocketsManager", "Websocket", "WsHandlerType"]
 logger = logging.getLogger(__name__)
 
 WsHandlerType = Callable[[str, Any], None]
+
+DEPARTURE_TIMEOUT = 10.0
+"""Seconds that the `disconnected` hooks have at shutdown, where aiohttp does not wait for their handlers itself."""
 
 
 class SocketsManager:
@@ -46,6 +49,7 @@ class SocketsManager:
         async def lifespan(_: web.Application) -> AsyncIterator[None]:
             await manager.start()
             yield
+            await manager.departed()
             await manager.stop()
 
         async def shutdown(_: web.Application) -> None:
@@ -58,6 +62,10 @@ class SocketsManager:
     @cached_property
     def sockets(self) -> set[Websocket]:
         """The clients connected to this process."""
+        return set()
+
+    @cached_property
+    def _departures(self) -> set[asyncio.Task[None]]:
         return set()
 
     @cached_property
@@ -78,6 +86,20 @@ class SocketsManager:
     def remove(self, ws: Websocket) -> None:
         """Count *ws* out."""
         self.sockets.discard(ws)
+
+    async def see_off(self, departure: Coroutine[Any, Any, None]) -> None:
+        """Run the *departure* of one client to its end, also if who asks for it is cancelled meanwhile."""
+        task = asyncio.get_running_loop().create_task(departure)
+        self._departures.add(task)
+        task.add_done_callback(self._departures.discard)
+        await asyncio.shield(task)
+
+    async def departed(self) -> None:
+        """Return when the last departure has ended; one that takes longer than `DEPARTURE_TIMEOUT` is cancelled."""
+        if self._departures:
+            _, late = await asyncio.wait(self._departures, timeout=DEPARTURE_TIMEOUT)
+            for task in late:
+                task.cancel()
 
     def server_info(self) -> dict[str, Any]:
         """Figures of this process: connections, and listeners by channel and event."""

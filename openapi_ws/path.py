@@ -14,7 +14,8 @@ from .channels import Channels
 from .errors import SetupError
 from .manager import SocketsManager
 from .protocol import HOUSE, JSONRPC, Call
-from .rpc import current_call, methods_of
+from .pubsub import listen
+from .rpc import methods_of
 from .websocket import CLOSE_TIMEOUT, Websocket
 
 __all__ = ["WsPathMixin"]
@@ -101,9 +102,7 @@ class WsPathMixin:
         Raises:
             CannotSubscribe: the broker has no such channel.
         """
-        call = current_call.get(None)
-        self.websocket.push_dialect = call.dialect if call else self.websocket.dialect
-        await self.channels.register(channel, event, self.websocket)
+        await listen(self.channels, self.websocket, channel, event)
 
     async def leave(self, channel: str) -> None:
         """Take this client off a channel, all events of it; nothing happens if the client is not on it."""
@@ -127,7 +126,7 @@ class WsPathMixin:
             return response
         self.websocket = websocket = Websocket(self.request, response, transport)
         if response.ws_protocol:
-            websocket.dialect = websocket.push_dialect = DIALECTS[response.ws_protocol]
+            websocket.dialect = DIALECTS[response.ws_protocol]
             websocket.dialect_is_fixed = True
         sockets.add(websocket)
         calls = Calls(self, websocket, methods, limit=self.max_calls)
@@ -140,9 +139,12 @@ class WsPathMixin:
             logger.exception("%s failed", websocket)
             websocket.close_soon(INTERNAL_ERROR, "Internal error")
         finally:
+            websocket.end()
+            calls.refuse()
             sockets.remove(websocket)
             sockets.channels.remove(websocket)
-            await self._depart(calls)
+            # With handler_cancellation, aiohttp cancels this handler as soon as the link is gone.
+            await sockets.see_off(self._depart(calls))
         return response
 
     async def _open(self, calls: Calls) -> None:
@@ -165,7 +167,8 @@ class WsPathMixin:
             message = await response.receive()
             if message.type is not WSMsgType.TEXT and message.type is not WSMsgType.BINARY:
                 break
-            calls.receive(message.data)
+            if self.websocket.close_code is None:
+                calls.receive(message.data)
         if self.websocket.close_code is None:
             self.websocket.flush()
             self.websocket.close_code = _close_code(message.type, message.data, response)

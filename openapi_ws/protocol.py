@@ -6,7 +6,7 @@ No input and no output happens here. `decode` never raises: what is not a call i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeGuard
 
 import orjson
 from pydantic_core import PydanticSerializationError, SchemaSerializer, to_json
@@ -28,6 +28,7 @@ __all__ = [
     "Reply",
     "decode",
     "encode",
+    "is_id",
 ]
 
 MAX_DEPTH = 64
@@ -132,7 +133,7 @@ class HouseDialect:
             return Failure(self, InvalidRequest(f"Malformed message; expected dictionary, got {type(data).__name__}"))
         id_, method = data.get("id"), data.get("method")
         errors: dict[str, str] = {}
-        if id_ is None or not _is_id(id_):
+        if id_ is None or not is_id(id_):
             errors["id"] = "required" if id_ is None else _ID_RULE
             id_ = None
         if not isinstance(method, str):
@@ -189,7 +190,7 @@ class JsonRpcDialect:
             return Failure(self, InvalidRequest())
         id_, method = data.get("id"), data.get("method")
         errors: dict[str, str] = {}
-        if not _is_id(id_):
+        if not is_id(id_):
             errors["id"], id_ = _ID_RULE, None
         if data.get("jsonrpc") != "2.0":
             errors["jsonrpc"] = '"2.0" expected'
@@ -285,7 +286,8 @@ def _spoken(data: Any, assumed: Dialect) -> Dialect:
     return assumed
 
 
-def _is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[CallId]:
+    """A string, a number that can be repeated exactly, or null (JSON-RPC 2.0 §4)."""
     if isinstance(value, str):
         return len(value) <= MAX_ID_LENGTH
     if isinstance(value, float):

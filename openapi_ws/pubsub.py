@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .manager import SocketsManager
     from .websocket import Websocket
 
-__all__ = ["Publish", "Subscribe"]
+__all__ = ["Publish", "Subscribe", "listen"]
 
 NAME_LIMIT = 255
 """Characters of a channel or event name that a client may send."""
@@ -35,6 +35,22 @@ class Publication(BaseModel):
     channel: ChannelName
     event: Annotated[EventName | None, Field(description="Event name")] = None
     data: Annotated[Any, Field(description="What the message says")] = None
+
+
+async def listen(channels: Channels, websocket: Websocket, channel: str, event: str | None) -> None:
+    """Put *websocket* on an event of a channel, in the dialect of the call that asks for it.
+
+    Raises:
+        CannotSubscribe: the broker has no such channel.
+    """
+    before, call = websocket.push_dialect, current_call.get(None)
+    if call is not None:
+        websocket.push_dialect = call.dialect
+    try:
+        await channels.register(channel, event, websocket)
+    except BaseException:
+        websocket.push_dialect = before
+        raise
 
 
 class Publish:
@@ -74,8 +90,7 @@ class Subscribe:
     @ws_rpc(ordered=True, reply_first=True)
     async def ws_rpc_subscribe(self, payload: Subscription) -> dict[str, dict[str, list[str]]]:
         """Subscribe to events of a channel; answers all that this socket is subscribed to."""
-        self.websocket.push_dialect = current_call.get().dialect
-        await self.channels.register(payload.channel, payload.event, self.websocket)
+        await listen(self.channels, self.websocket, payload.channel, payload.event)
         return {"subscribed": self.channels.get_subscribed(self.websocket)}
 
     @ws_rpc(ordered=True)

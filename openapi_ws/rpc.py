@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import AliasChoices, PydanticUserError, RootModel, TypeAdapter, ValidationError
 from pydantic_core import SchemaError, SchemaValidator
 
 from .errors import EncodeError, InvalidParams, SetupError
@@ -81,7 +81,7 @@ class Method:
 
     def __init__(self, attribute: str, function: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         self.options: _Options = getattr(function, _MARK, _Options())
-        self.name = self.options.name or attribute.removeprefix(PREFIX)
+        self.name = attribute.removeprefix(PREFIX) if self.options.name is None else self.options.name
         """The name on the wire."""
         self.doc = inspect.getdoc(function) or ""
         self._function = function
@@ -130,18 +130,27 @@ class Method:
         return self._validate_payload({})
 
     def _by_position(self, params: list[Any]) -> Any:
-        """An array is the one parameter, or the fields of a model in order, or itself what the method takes."""
-        if len(params) == 1:
-            try:
-                return self._validate_payload(params[0])
-            except ValidationError as error:
-                if isinstance(params[0], dict) and self._fields:
-                    raise error
-        if self._fields is None:
-            return self._validate_payload(params)
-        if len(params) > len(self._fields):
+        """An array is a model's fields in order, or the one parameter, or itself what the method takes."""
+        if not params:
+            return self._nothing()
+        if self._fields is not None and len(params) > len(self._fields):
             raise InvalidParams({"": f"at most {len(self._fields)} parameters expected"})
-        return self._validate_payload(dict(zip(self._fields, params, strict=False)))
+        ways = [params] if self._fields is None else [dict(zip(self._fields, params, strict=False))]
+        if len(params) == 1:
+            ways.insert(0 if self._fields is None else 1, params[0])
+        for way in ways[:-1]:
+            with contextlib.suppress(ValidationError):
+                return self._validate_payload(way)
+        return self._validate_payload(ways[-1])
+
+    def _nothing(self) -> Any:
+        """An empty array: no parameters, unless a list is what the method takes."""
+        if self._default is not MISSING:
+            return self._default
+        try:
+            return self._validate_payload([])
+        except ValidationError:
+            return self._absent()
 
     def _dump(self, result: Any) -> bytes:
         try:
@@ -240,17 +249,19 @@ def _fields(annotation: Any) -> list[str] | None:
     origin = typing.get_origin(annotation) or annotation
     if not isinstance(origin, type):
         return None
-    if issubclass(origin, BaseModel):
-        if "root" in origin.model_fields:
-            return None
-        return [_alias(field.validation_alias) or name for name, field in origin.model_fields.items()]
+    if issubclass(origin, RootModel):
+        return None
+    if fields := getattr(origin, "__pydantic_fields__", None):
+        return [_alias(field.validation_alias) or name for name, field in fields.items()]
     if dataclasses.is_dataclass(origin):
         return [field.name for field in dataclasses.fields(origin) if field.init]
-    return list(origin.__annotations__) if typing.is_typeddict(origin) else None
+    # typing.is_typeddict does not know the TypedDict of typing_extensions, which pydantic wants before Python 3.12.
+    return list(origin.__annotations__) if issubclass(origin, dict) and hasattr(origin, "__total__") else None
 
 
 def _alias(alias: object) -> str | None:
-    return alias if isinstance(alias, str) else None
+    first = alias.choices[0] if isinstance(alias, AliasChoices) else alias
+    return first if isinstance(first, str) else None
 
 
 def _early_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:

@@ -34,6 +34,12 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f%b%b" % (struct.pack("!Q", size), payload)
 
 
+def close_frame(code: int, reason: str) -> bytes:
+    """A whole close frame (RFC 6455 §5.5.1); *reason* is cut at 123 bytes, between characters."""
+    text = reason.encode()[:REASON_LIMIT].decode(errors="ignore").encode()
+    return b"\x88%c%b%b" % (len(text) + 2, struct.pack("!H", code), text)
+
+
 class Websocket:
     """One connected client.
 
@@ -43,8 +49,9 @@ class Websocket:
     """
 
     __slots__ = (
-        "__weakref__", "_answers", "_closer", "_flushing", "_held", "_loop", "_pushes", "_response", "_transport",
-        "close_code", "dialect", "dialect_is_fixed", "push_dialect", "request", "socket_id",
+        "__weakref__", "_answers", "_closer", "_end", "_flushing", "_held", "_held_bytes", "_loop", "_pushes",
+        "_response", "_transport", "close_code", "dialect", "dialect_is_fixed", "has_ended", "push_dialect",
+        "request", "socket_id",
     )  # fmt: skip
 
     max_queue_bytes = 1024 * 1024
@@ -61,18 +68,22 @@ class Websocket:
         """The dialect that the client spoke last."""
         self.dialect_is_fixed = False
         """A sub-protocol was negotiated: the client speaks no other dialect."""
-        self.push_dialect: Dialect = HOUSE
-        """The dialect of messages and notices: the one the client subscribed in."""
+        self.push_dialect: Dialect | None = None
+        """The dialect of messages: the one the client subscribed in; before it has, the one it spoke last."""
         self.close_code: int | None = None
         """Why the connection ends, once it does: this side's code, the client's, or 1006."""
+        self.has_ended = False
+        """No more frames will be read from the client."""
         self._response = response
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._answers: list[bytes] = []
         self._pushes: list[bytes] = []
         self._held = 0
+        self._held_bytes = 0
         self._flushing = False
         self._closer: asyncio.Task[None] | None = None
+        self._end: asyncio.Future[None] | None = None
 
     def __str__(self) -> str:
         return self.socket_id
@@ -91,10 +102,14 @@ class Websocket:
         self._pushes.append(frame)
         if not self._held:
             self._flush_soon()
+        else:
+            self._held_bytes += len(frame)
+            if self._held_bytes > self.max_queue_bytes:
+                self.close_soon(SLOW_CONSUMER, "too much held for an answer")
 
     def notify(self, notice: Notice) -> None:
         """Tell the client something about its connection."""
-        self.push(text_frame(self.push_dialect.notice(notice)))
+        self.push(text_frame((self.push_dialect or self.dialect).notice(notice)))
 
     def hold(self) -> None:
         """Keep messages back until `release`, so that an answer can overtake them."""
@@ -110,7 +125,7 @@ class Websocket:
         """Hand what waits to the transport now: answers first, then messages that are not held."""
         self._flushing = False
         self._write()
-        if self._transport.get_write_buffer_size() + sum(map(len, self._pushes)) > self.max_queue_bytes:
+        if self._transport.get_write_buffer_size() > self.max_queue_bytes:
             self.close_soon(SLOW_CONSUMER, "slow consumer")
 
     def _write(self) -> None:
@@ -118,6 +133,7 @@ class Websocket:
         if not self._held and self._pushes:
             frames += self._pushes
             self._pushes = []
+            self._held_bytes = 0
         if frames and self.close_code is None and not self._transport.is_closing():
             self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
@@ -142,17 +158,27 @@ class Websocket:
             self._write()
             if self.close_code is None:
                 self.close_code = code
-            self._closer = self._loop.create_task(self._close(code, reason))
+            if not self._transport.is_closing():
+                self._transport.write(close_frame(code, reason))
+            self._closer = self._loop.create_task(self._close())
 
-    async def _close(self, code: int, reason: str) -> None:
-        message = reason.encode()[:REASON_LIMIT].decode(errors="ignore").encode()
+    def end(self) -> None:
+        """Say that no more frames will be read from the client: it has closed, or answered the close."""
+        self.has_ended = True
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
+
+    async def _close(self) -> None:
         try:
-            # aiohttp's close() may wait for ever for a peer that does not read, so the time is kept here.
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._response.close(code=code, message=message, drain=False)
+                if not self.has_ended:
+                    self._end = self._loop.create_future()
+                    await self._end
                 while self._transport.get_write_buffer_size():  # noqa: ASYNC110  # see POLL
                     await asyncio.sleep(POLL)
+            self._transport.close()
         except TimeoutError:
             logger.debug("%s did not answer the close in %s s and is cut off", self, CLOSE_TIMEOUT)
-        finally:
             self._transport.abort()
+        # aiohttp's own close() may wait for ever for a peer that does not read; now it has nobody to wait for.
+        await self._response.close(drain=False)

@@ -1,0 +1,64 @@
+"""The public API under a type checker: what users write type-checks, in every order of bases."""
+
+from typing import Any, assert_type
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from openapi_ws import (
+    Channels,
+    LocalBroker,
+    Publish,
+    RpcError,
+    SocketsManager,
+    Subscribe,
+    Websocket,
+    WsPathMixin,
+    ws_rpc,
+)
+
+
+class Order(BaseModel):
+    symbol: str
+
+
+class MixinFirst(WsPathMixin, Subscribe, Publish, web.View):
+    async def ws_rpc_place(self, payload: Order) -> Order:
+        assert_type(self.request, web.Request)
+        assert_type(self.sockets, SocketsManager)
+        assert_type(self.channels, Channels)
+        assert_type(self.websocket, Websocket)
+        assert_type(self.socket_id, str)
+        await self.join("room")
+        await self.leave("room")
+        await self.sockets.publish("orders", "placed", payload, exclude=self.websocket)
+        return payload
+
+    @ws_rpc(name="order.cancel", ordered=True, deprecated=True, tags=["orders"])
+    async def ws_rpc_cancel(self) -> None:
+        raise RpcError(1, "No", errors={"symbol": "unknown"}, retry_after=1.5)
+
+    async def connected(self) -> None: ...
+    async def disconnected(self, code: int) -> None: ...
+
+
+class ViewFirst(web.View, WsPathMixin, Publish, Subscribe):
+    SOCKETS_KEY = web.AppKey("sockets", SocketsManager)
+
+    async def ws_rpc_untyped(self, payload: Any) -> Any:
+        return payload
+
+
+app = web.Application()
+assert_type(SocketsManager.for_app(app), SocketsManager)
+assert_type(LocalBroker.for_app(app, latency=0.1), LocalBroker)
+
+
+async def server_code(manager: SocketsManager) -> None:
+    async def hear(channel: str, event: str, data: Any) -> None: ...
+
+    await manager.publish("c", "e", [1])
+    await manager.channels.register("c", "*", hear)
+    assert_type(manager.sockets, set[Websocket])
+    for websocket in manager.sockets:
+        await websocket.close(4503, "kicked")
