@@ -1,0 +1,289 @@
+"""The example, started as a user starts it, and seen through a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from conftest import WAIT, Client
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+expect.set_options(timeout=WAIT * 1000)
+
+
+class Example:
+    """The example as a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
+        self.process, self.url = process, url
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def interrupt(self) -> tuple[int | None, str]:
+        """Press Ctrl+C; the exit status, and what the process complained of in its life."""
+        self.process.send_signal(signal.SIGINT)
+        _, complaints = await asyncio.wait_for(self.process.communicate(), WAIT)
+        return self.process.returncode, complaints.decode()
+
+
+Start = Callable[..., Awaitable[Example]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Run ``python -m example``; what a test leaves running ends with it."""
+    processes: list[asyncio.subprocess.Process] = []
+    # The address must come through a pipe without help from outside.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+    async def run(port: int = 0) -> Example:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "example", "--port", str(port), cwd=ROOT, env=env,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        processes.append(process)
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), WAIT)
+        address = re.search(r"http://127\.0\.0\.1:[1-9]\d*", line.decode())
+        assert address, line
+        return Example(process, address[0])
+
+    yield run
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+class Tabs:
+    """Tabs of one browser, and what went wrong in any of them."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.problems: list[str] = []
+        self._browser = browser
+
+    async def open(self, url: str) -> Page:
+        """A tab that shows *url* and is connected."""
+
+        def stay(address: str) -> None:
+            if urlsplit(address).netloc != urlsplit(url).netloc:
+                self.problems.append(f"request to {address}")
+
+        page = await self._browser.new_page()
+        page.set_default_timeout(WAIT * 1000)
+        page.on("request", lambda request: stay(request.url))
+        page.on("websocket", lambda websocket: stay(websocket.url))
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda message: self.problems.append(message.text))
+        await page.goto(url)
+        await expect(page.locator("#status")).to_have_text("Connected")
+        return page
+
+    async def enter(self, url: str, name: str, room: str = "lobby") -> Page:
+        """A tab in which *name* is in *room*."""
+        page = await self.open(url)
+        await knock(page, name, room)
+        await expect(page.get_by_role("heading", name=room)).to_be_visible()
+        return page
+
+
+@pytest.fixture
+async def tabs() -> AsyncIterator[Tabs]:
+    """A headless Chromium; a test in which a page complains or asks another server for anything fails."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        end = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        end(f"no browser: install one of {', '.join(names)}, or set CHROMIUM to the path of one")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
+        opened = Tabs(browser)
+        yield opened
+        await browser.close()
+    assert opened.problems == []
+
+
+async def knock(page: Page, name: str, room: str = "lobby") -> None:
+    await page.get_by_label("Room").fill(room)
+    await page.get_by_label("Your name").fill(name)
+    await page.get_by_role("button", name="Enter").click()
+
+
+async def say(page: Page, text: str) -> None:
+    await page.get_by_role("textbox", name="Message").fill(text)
+    await page.get_by_role("button", name="Send").click()
+
+
+def lines(page: Page) -> Locator:
+    return page.get_by_role("log").locator("li p")
+
+
+def people(page: Page) -> Locator:
+    return page.get_by_role("list", name="Who is here").get_by_role("listitem")
+
+
+# -- without a browser ------------------------------------------------------------------------------------------------
+
+
+async def test_it_prints_its_address_and_ends_at_an_interrupt_though_a_client_is_connected(start: Start) -> None:
+    """Port 0 prints the real port; Ctrl+C closes clients with 1012 and exits with 0, without a complaint."""
+    example = await start()
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{example.url}/ws") as ws:
+        client = Client(ws)
+        await client.call("subscribe", {"channel": "load"})
+        leaving = asyncio.create_task(example.interrupt())
+        assert await client.closed() == 1012
+        assert await leaving == (0, "")
+
+
+async def test_only_the_page_is_served(start: Start) -> None:
+    """Each file of the page comes with a policy that ties it to this server; the code beside it does not come."""
+    example = await start()
+    async with aiohttp.ClientSession(example.url) as session:
+        for path in ("/", "/page.css", "/page.js", "/socket.js", "/chart.js", "/icon.svg"):
+            async with session.get(path) as answer:
+                assert answer.status == 200, path
+                assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'"), path
+        for path in ("/app.py", "/__main__.py", "/page.html.py", "/%2e%2e/setup.cfg", "/none.js"):
+            async with session.get(path) as answer:
+                assert answer.status == 404, path
+
+
+async def test_who_is_in_no_room_cannot_speak(start: Start) -> None:
+    """An error of the application's own has its own code."""
+    example = await start()
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{example.url}/ws") as ws:
+        assert await Client(ws).error("say", {"text": "Hello"}) == {"message": "Enter a room first", "code": 2}
+
+
+async def test_who_enters_another_room_has_left_the_first(start: Start) -> None:
+    """A client is in one room at a time, and those who stay behind are told."""
+    url = f"{(await start()).url}/ws"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url) as one, session.ws_connect(url) as other:
+        ada, grace = Client(one), Client(other)
+        await ada.call("enter", {"room": "lobby", "name": "Ada"})
+        welcome = await grace.call("enter", {"room": "lobby", "name": "Grace"})
+        assert welcome == {"room": "lobby", "name": "Grace", "present": ["Ada", "Grace"]}
+        welcome = await ada.call("enter", {"room": "library", "name": "Ada"})
+        assert welcome == {"room": "library", "name": "Ada", "present": ["Ada"]}
+        assert await grace.message() == {"channel": "room:lobby", "event": "left", "data": "Ada"}
+
+
+def test_it_stays_small() -> None:
+    """It is read in one go: fewer than 150 lines of Python."""
+    assert sum(len(file.read_text().splitlines()) for file in (ROOT / "example").rglob("*.py")) < 150
+
+
+# -- with a browser ---------------------------------------------------------------------------------------------------
+
+
+async def test_two_in_one_room_talk_and_a_third_elsewhere_does_not_hear_them(start: Start, tabs: Tabs) -> None:
+    """All in a room see who is there and what is said, as text, whatever is in it."""
+    url = (await start()).url
+    ada, grace, alan = await asyncio.gather(
+        tabs.enter(url, "Ada"), tabs.enter(url, " Grace "), tabs.enter(url, "Alan", room="library")
+    )
+    for page in (ada, grace):
+        await expect(people(page)).to_have_text(["Ada", "Grace"])
+    await expect(people(alan)).to_have_text(["Alan"])
+
+    await say(ada, "Hello Grace")
+    await expect(lines(grace).last).to_have_text("Hello Grace")
+    await say(grace, "<img src=x onerror=alert()> & more")
+    for page in (ada, grace):
+        await expect(lines(page).last).to_have_text("<img src=x onerror=alert()> & more")
+        await expect(page.get_by_role("log").locator(".own, .other")).to_have_count(2)
+    await expect(ada.locator("li.other")).to_contain_text("Grace, ")
+
+    # What reached Alan did so before his own words came back to him.
+    await say(alan, "Anybody?")
+    await expect(lines(alan)).to_have_text(["Anybody?"])
+
+
+async def test_a_closed_tab_and_a_left_room_are_told_to_those_who_stay(start: Start, tabs: Tabs) -> None:
+    """Both ways out take the name off the list."""
+    url = (await start()).url
+    ada, grace, alan = await asyncio.gather(*(tabs.enter(url, name) for name in ("Ada", "Grace", "Alan")))
+    await expect(people(ada)).to_have_text(["Ada", "Alan", "Grace"])
+    await grace.close()
+    await expect(people(ada)).to_have_text(["Ada", "Alan"])
+    await expect(lines(ada).last).to_have_text("Grace left")
+    await alan.get_by_role("button", name="Leave").click()
+    await expect(alan.get_by_role("heading", name="Enter a room")).to_be_visible()
+    await expect(people(ada)).to_have_text(["Ada"])
+    await expect(lines(ada).last).to_have_text("Alan left")
+
+
+async def test_the_chart_moves(start: Start, tabs: Tabs) -> None:
+    """A point is added to the line for each value that the server publishes."""
+    page = await tabs.open((await start()).url)
+    line = page.locator("#chart polyline")
+    for points in (1, 2):
+        await expect(line).to_have_attribute("points", re.compile(rf"^(\S+,\S+ ?){{{points},}}$"))
+    await expect(page.locator("#load")).to_have_text(re.compile(r"^\d+\.\d\d$"))
+
+
+async def test_errors_are_shown_where_they_belong(start: Start, tabs: Tabs) -> None:
+    """A broken constraint is shown beside its field, any other error below the form; both go when all is well."""
+    url = (await start()).url
+    await tabs.enter(url, "Ada")
+    page = await tabs.open(url)
+    name, failure = page.get_by_label("Your name"), page.locator("#door .failure")
+
+    await knock(page, "   ")
+    await expect(page.locator("#name-error")).to_have_text("String should have at least 1 character")
+    await expect(name).to_have_attribute("aria-invalid", "true")
+    await expect(name).to_be_focused()
+    await knock(page, "Ada")
+    await expect(failure).to_have_text("Somebody in lobby is called Ada already")
+    await expect(page.locator("#name-error")).to_be_empty()
+    await knock(page, "Grace")
+    await expect(page.get_by_role("heading", name="lobby")).to_be_visible()
+
+    await say(page, "a" * 501)
+    await expect(page.locator("#text-error")).to_have_text("String should have at most 500 characters")
+    await expect(lines(page)).to_have_count(0)
+    await say(page, "a" * 500)
+    await expect(lines(page)).to_have_text(["a" * 500])
+    await expect(page.locator("#text-error")).to_be_empty()
+
+
+async def test_the_page_says_when_it_is_disconnected_and_comes_back(start: Start, tabs: Tabs) -> None:
+    """After a restart of the server the page is in its room again, and the chart moves again."""
+    example = await start()
+    page = await tabs.enter(example.url, "Ada")
+    await example.interrupt()
+    await expect(page.locator("#status")).to_have_text("Disconnected, trying again…")
+    await say(page, "Hello")
+    await expect(page.locator("#speak .failure")).to_have_text("Not connected")
+
+    await start(example.port)
+    await expect(page.locator("#status")).to_have_text("Connected")
+    await expect(lines(page).last).to_have_text("You are back. What was said meanwhile is missing here.")
+    await expect(people(page)).to_have_text(["Ada"])
+    await say(page, "Hello")
+    await expect(lines(page).last).to_have_text("Hello")
+    # The browser itself reports each attempt while there was no server.
+    tabs.problems[:] = [problem for problem in tabs.problems if "ERR_CONNECTION_REFUSED" not in problem]
