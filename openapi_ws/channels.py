@@ -22,6 +22,8 @@ CallbackType = Callable[[str, str, Any], Awaitable[Any]]
 """Server code that listens: ``await callback(channel, event, data)``."""
 Listener = Websocket | CallbackType
 
+CLEAR_TIMEOUT = 5.0
+"""Seconds that the broker has at shutdown to unsubscribe from what is left."""
 RETRY_UNSUBSCRIBE = 1.0
 """Seconds until a broker that failed to unsubscribe is asked again."""
 
@@ -269,11 +271,13 @@ class Channels:
         self._settle_soon(channel)
 
     async def clear(self) -> None:
-        """Take everybody off everything and wait until the broker has heard of it or failed."""
+        """Take everybody off everything, and wait until the broker has heard of it, at most `CLEAR_TIMEOUT`."""
         for listener in tuple(self._subscribed):
             self.remove(listener)
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        if self._tasks:
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLEAR_TIMEOUT)
+            for task in late:
+                task.cancel()
         for retry in self._retries.values():
             retry.cancel()
         self._retries.clear()

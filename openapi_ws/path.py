@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiohttp import WebSocketError, WSMsgType, hdrs, web
@@ -23,6 +24,7 @@ __all__ = ["WsPathMixin"]
 logger = logging.getLogger(__name__)
 
 DIALECTS = {dialect.name: dialect for dialect in (HOUSE, JSONRPC)}
+SENDABLE = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
 NO_STATUS, LOST, INTERNAL_ERROR, RESTART = 1005, 1006, 1011, 1012
 REFUSED = "Unable to open websocket connection"
 
@@ -34,7 +36,7 @@ class WsPathMixin:
     serves one socket, so what belongs to a client may be kept on *self*.
     """
 
-    SOCKETS_KEY: ClassVar[str | web.AppKey[SocketsManager]] = "web_sockets"
+    SOCKETS_KEY: ClassVar[str | web.AppKey[Any]] = "web_sockets"
     """Where the manager is found in the application, or in one that it is nested in."""
     max_calls: ClassVar[int] = 32
     """Calls of one socket that may be in flight; the next is answered -32005."""
@@ -128,9 +130,9 @@ class WsPathMixin:
         if response.ws_protocol:
             websocket.dialect = DIALECTS[response.ws_protocol]
             websocket.dialect_is_fixed = True
-        sockets.add(websocket)
         calls = Calls(self, websocket, methods, limit=self.max_calls)
         try:
+            sockets.add(websocket)
             if sockets.is_closing:
                 websocket.close_soon(RESTART, "Server shutdown")
             await self._open(calls)
@@ -139,10 +141,7 @@ class WsPathMixin:
             logger.exception("%s failed", websocket)
             websocket.close_soon(INTERNAL_ERROR, "Internal error")
         finally:
-            websocket.end()
-            calls.refuse()
-            sockets.remove(websocket)
-            sockets.channels.remove(websocket)
+            self._leave(sockets, calls)
             # With handler_cancellation, aiohttp cancels this handler as soon as the link is gone.
             await sockets.see_off(self._depart(calls))
         return response
@@ -154,10 +153,7 @@ class WsPathMixin:
             await asyncio.sleep(0)  # it has begun before anything can end it, so `disconnected` has its counterpart
 
     async def _connected(self, calls: Calls) -> None:
-        try:
-            await self.connected()
-        except Exception:
-            logger.exception("%s connected failed", self.websocket)
+        if not await self._succeeds("connected", self.connected()):
             calls.refuse()
             self.websocket.close_soon(INTERNAL_ERROR, "connected failed")
 
@@ -173,15 +169,38 @@ class WsPathMixin:
             self.websocket.flush()
             self.websocket.close_code = _close_code(message.type, message.data, response)
 
+    def _leave(self, sockets: SocketsManager, calls: Calls) -> None:
+        """Take the client off everything at once, in an order that lets nothing put it back."""
+        self.websocket.end()
+        calls.refuse()
+        sockets.channels.remove(self.websocket)
+        try:
+            sockets.remove(self.websocket)
+        except Exception:
+            logger.exception("%s could not be removed", self.websocket)
+
     async def _depart(self, calls: Calls) -> None:
+        """End the link and what still runs, then tell the view."""
         code = self.websocket.close_code or LOST
-        self.websocket.close_soon(RESTART if code == LOST else 1000)
+        self.websocket.close_soon(_answer_to(code))
         await calls.close()
         await self.websocket.close()
+        await self._succeeds("disconnected", self.disconnected(code))
+
+    async def _succeeds(self, name: str, hook: Coroutine[Any, Any, None]) -> bool:
+        """Run a hook; whether it ended well. A failure is logged, a cancellation that nobody asked for is one."""
         try:
-            await self.disconnected(code)
+            await hook
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            logger.exception("%s %s was cancelled from within", self.websocket, name)
         except Exception:
-            logger.exception("%s disconnected failed", self.websocket)
+            logger.exception("%s %s failed", self.websocket, name)
+        else:
+            return True
+        return False
 
     def _response(self, sockets: SocketsManager) -> web.WebSocketResponse[bool]:
         response: web.WebSocketResponse[bool] = web.WebSocketResponse(
@@ -206,6 +225,13 @@ class WsPathMixin:
     ) -> web.HTTPException:
         text = json.dumps({"message": message})
         return error(text=text, content_type="application/json", headers=headers)
+
+
+def _answer_to(code: int) -> int:
+    """The code of our close frame: the client's own, as RFC 6455 §5.5.1 has it, where it may be sent."""
+    if code == LOST:
+        return RESTART
+    return code if 3000 <= code < 5000 or code in SENDABLE else 1000
 
 
 def _close_code(kind: WSMsgType, data: Any, response: web.WebSocketResponse[bool]) -> int:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from conftest import Serve, until
 
-from openapi_ws import LocalBroker, Publish, SocketsManager, Subscribe, WsPathMixin
+from openapi_ws import LocalBroker, Publish, SocketsManager, Subscribe, WsPathMixin, channels
 
 
 class Stream(WsPathMixin, Subscribe, Publish, web.View):
@@ -61,6 +61,24 @@ async def test_shutdown_waits_for_nobody(serve: Serve) -> None:
         assert await idle.closed() == await busy.closed() == 1012
         await closing
     assert not served.manager.sockets
+    await until(lambda: len(asyncio.all_tasks()) == 1)
+
+
+async def test_a_broker_that_hangs_does_not_keep_the_application(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its time to unsubscribe, and no more."""
+    monkeypatch.setattr(channels, "CLEAR_TIMEOUT", 0.01)
+
+    class Hanging(SocketsManager):
+        async def unsubscribe(self, channel: str) -> None:
+            await asyncio.Event().wait()
+
+    served = await serve(Stream, Hanging)
+    client = await served.connect()
+    await client.call("subscribe", {"channel": "c"})
+    closing = asyncio.create_task(served.server.close())
+    assert await client.closed() == 1012
+    async with asyncio.timeout(8):
+        await closing
     await until(lambda: len(asyncio.all_tasks()) == 1)
 
 

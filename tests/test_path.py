@@ -254,6 +254,8 @@ async def test_the_hook_learns_why_the_client_is_gone(
         raw.writer.transport.abort()
     else:
         raw.frame(payload, opcode=opcode)
+        answer = code.to_bytes(2) if code != 1005 else (1000).to_bytes(2)
+        assert (await raw.read())[1][:2] == answer
     assert await ended() == [("connected", None), ("ready", None), ("disconnected", code)]
     await served.at_rest()
 
@@ -280,6 +282,55 @@ async def test_a_client_that_goes_while_connected_runs_leaves_nothing(serve: Ser
     await client.ws.close()
     assert await ended() == [("connected", None), ("disconnected", 1000)]
     await served.at_rest()
+
+
+async def test_a_hook_that_is_cancelled_from_within_has_failed(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """It awaited something that was cancelled; nobody cancelled the hook: 1011, and `disconnected` runs."""
+    served = await serve(Cancelled)
+    client = await served.connect()
+    await client.send({"id": 1, "method": "call"})
+    assert await client.closed() == 1011
+    await served.at_rest()
+    await until(lambda: caplog.text.count("was cancelled from within") == 2)
+
+
+class Cancelled(WsPathMixin, web.View):
+    async def connected(self) -> None:
+        raise asyncio.CancelledError
+
+    async def disconnected(self, code: int) -> None:
+        raise asyncio.CancelledError
+
+
+class Failing(SocketsManager):
+    """A manager whose own hooks fail."""
+
+    def add(self, ws: Any) -> None:
+        super().add(ws)
+        raise OSError("add")
+
+    def remove(self, ws: Any) -> None:
+        super().remove(ws)
+        raise OSError("remove")
+
+
+async def test_a_manager_that_fails_costs_the_socket_alone(serve: Serve) -> None:
+    """Its `add` and `remove` are others' code, too: 1011, and no exception leaves the handler."""
+    seen: list[Exception] = []
+
+    @web.middleware
+    async def errors(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+        try:
+            return await handler(request)
+        except Exception as error:
+            seen.append(error)
+            raise
+
+    served = await serve(Hooked, Failing, web.Application(middlewares=[errors]))
+    client = await served.connect()
+    assert await client.closed() == 1011
+    await served.at_rest()
+    assert not seen
 
 
 @pytest.mark.parametrize("hook", ["connected", "ready", "on_error", "disconnected"])
