@@ -2,7 +2,15 @@
 
 from .brokers.local import LocalBroker
 from .channels import Channel, Channels, Event
-from .errors import CannotPublish, CannotSubscribe, ChannelCallbackError, EncodeError, RpcError, SetupError
+from .errors import (
+    CannotPublish,
+    CannotSubscribe,
+    ChannelCallbackError,
+    EncodeError,
+    InvalidParams,
+    RpcError,
+    SetupError,
+)
 from .manager import SocketsManager, WsHandlerType
 from .path import WsPathMixin
 from .pubsub import Publish, Subscribe
@@ -17,6 +25,7 @@ __all__ = [
     "Channels",
     "EncodeError",
     "Event",
+    "InvalidParams",
     "LocalBroker",
     "Publish",
     "RpcError",

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiohttp import WebSocketError, WSMsgType, hdrs, web
+from aiohttp.abc import AbstractView
 
 from .calls import Calls
 from .channels import Channels
@@ -50,6 +51,12 @@ class WsPathMixin:
 
         @property
         def request(self) -> web.Request: ...  # noqa: D102  # web.View's
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(self, AbstractView):
+            name = type(self).__name__
+            raise SetupError(f"{name} is no view: write class {name}(WsPathMixin, web.View)")
+        super().__init__(*args, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -208,14 +215,15 @@ class WsPathMixin:
             timeout=CLOSE_TIMEOUT,
             protocols=tuple(DIALECTS),
             compress=False,
-            max_msg_size=self.max_frame_size,
+            max_msg_size=self.max_frame_size + 1,  # aiohttp refuses what is as large as this
             decode_text=False,
         )
-        if not response.can_prepare(self.request):
-            raise self._refusal(web.HTTPBadRequest, REFUSED)
         offered = [name.strip() for name in self.request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         if any(offered) and not DIALECTS.keys() & offered:
             raise self._refusal(web.HTTPBadRequest, f"Sub-protocols supported: {', '.join(DIALECTS)}")
+        # Not before: aiohttp logs unknown sub-protocols, and a token may be one of them.
+        if not response.can_prepare(self.request):
+            raise self._refusal(web.HTTPBadRequest, REFUSED)
         if sockets.is_closing:
             raise self._refusal(web.HTTPServiceUnavailable, "Server shutdown", {hdrs.RETRY_AFTER: "1"})
         return response

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .manager import SocketsManager
     from .websocket import Websocket
 
-__all__ = ["Publish", "Subscribe", "listen"]
+__all__ = ["Publication", "Publish", "Subscribe", "Subscription", "listen"]
 
 NAME_LIMIT = 255
 """Characters of a channel or event name that a client may send."""

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import AliasChoices, PydanticUserError, RootModel, TypeAdapter, ValidationError
 from pydantic_core import SchemaError, SchemaValidator
@@ -47,6 +47,9 @@ class _Options:
     reply_first: bool = False
 
 
+@overload
+def ws_rpc(function: Function, /) -> Function: ...
+@overload
 def ws_rpc(
     body_schema: Any = None,
     response_schema: Any = None,
@@ -56,14 +59,26 @@ def ws_rpc(
     tags: Iterable[str] = (),
     ordered: bool = False,
     reply_first: bool = False,
-) -> Callable[[Function], Function]:
+) -> Callable[[Function], Function]: ...
+def ws_rpc(
+    body_schema: Any = None,
+    response_schema: Any = None,
+    *,
+    name: str | None = None,
+    deprecated: bool = False,
+    tags: Iterable[str] = (),
+    ordered: bool = False,
+    reply_first: bool = False,
+) -> Any:
     """Say of a ``ws_rpc_<method>`` coroutine what its name and annotations do not.
 
     *body_schema* and *response_schema* are types that pydantic reads, in place of the annotations; *name* is the
     method's name on the wire, default what follows ``ws_rpc_``; *deprecated* and *tags* are for documents.
     *ordered* methods of one socket run one after another, as they arrived. With *reply_first* messages for the
-    calling socket wait until its answer is out.
+    calling socket wait until its answer is out. An override takes over what it does not say itself.
     """
+    if inspect.isfunction(body_schema):
+        return ws_rpc()(body_schema)
     options = _Options(body_schema, response_schema, name, deprecated, tuple(tags), ordered, reply_first)
 
     def mark(function: Function) -> Function:
@@ -79,22 +94,26 @@ class Method:
     __slots__ = ("_default", "_fields", "_function", "_serializer", "_takes_payload", "_validate_payload",
                  "_validate_result", "body", "doc", "name", "options", "response")  # fmt: skip
 
-    def __init__(self, attribute: str, function: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        self.options: _Options = getattr(function, _MARK, _Options())
+    def __init__(self, attribute: str, *functions: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        # The first is the method, the others are those it overrides: it takes over what it does not say itself.
+        function = functions[0]
+        marks = (getattr(overridden, _MARK, None) for overridden in functions)
+        self.options: _Options = next((mark for mark in marks if mark), _Options())
         self.name = attribute.removeprefix(PREFIX) if self.options.name is None else self.options.name
         """The name on the wire."""
         self.doc = inspect.getdoc(function) or ""
         self._function = function
-        payload, hints = _signature(function)
+        payload, body, response = _signature(*functions)
+        body = self.options.body_schema or body
         self._takes_payload = payload is not None
-        self.body: TypeAdapter[Any] = _adapter(self.options.body_schema or _hint(hints, payload), "payload")
+        self.body: TypeAdapter[Any] = _adapter(body, "payload")
         """The type of the payload."""
-        self.response: TypeAdapter[Any] = _adapter(self.options.response_schema or hints.get("return", Any), "result")
+        self.response: TypeAdapter[Any] = _adapter(self.options.response_schema or response, "result")
         """The type of the result."""
         self._validate_payload = _early_validator(self.body).validate_python
         self._validate_result = self.response.validator.validate_python
         self._serializer = self.response.serializer
-        self._fields = _fields(self.options.body_schema or _hint(hints, payload))
+        self._fields = _fields(body)
         self._default = _default(payload)
 
     async def __call__(self, view: Any, call: Call) -> bytes:
@@ -184,7 +203,7 @@ def _add(table: dict[str, Method], cls: type, attribute: str, function: Any) -> 
         raise SetupError(f"{where} is no coroutine function: write async def {attribute}(self, payload)")
     _refuse_shadowing(cls, attribute)
     try:
-        method = Method(attribute, function)
+        method = Method(attribute, *(vars(base)[attribute] for base in cls.__mro__ if attribute in vars(base)))
     except (SetupError, NameError, TypeError, PydanticUserError, SchemaError) as error:
         raise SetupError(f"{where}: {error}") from error
     if not _NAME.fullmatch(method.name):
@@ -210,20 +229,30 @@ def _refuse_shadowing(cls: type, attribute: str) -> None:
 # -- reading a signature --------------------------------------------------------------------------------------
 
 
-def _signature(function: Callable[..., Any]) -> tuple[inspect.Parameter | None, dict[str, Any]]:
-    """The payload's parameter, if the method takes one, and the resolved annotations."""
+def _signature(*functions: Callable[..., Any]) -> tuple[inspect.Parameter | None, Any, Any]:
+    """The payload's parameter, if the method takes one, and the types of payload and result."""
+    payload = _payload(functions[0])
+    body = response = None
+    for function in functions:
+        hints = _hints(function)
+        theirs = _payload(function)
+        body = body or (hints.get(theirs.name) if theirs else None)
+        response = response or hints.get("return")
+    return payload, body or Any, response or Any
+
+
+def _payload(function: Callable[..., Any]) -> inspect.Parameter | None:
     parameters = list(inspect.signature(function).parameters.values())[1:]
     if len(parameters) > 1 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
         raise SetupError("a method takes self and at most one payload; put several values into a model")
+    return parameters[0] if parameters else None
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(function, include_extras=True)
     except (NameError, SyntaxError, TypeError, AttributeError) as error:
         raise SetupError(f"{error}: types of a payload are defined at the top of a module, before the class") from error
-    return (parameters[0] if parameters else None), hints
-
-
-def _hint(hints: dict[str, Any], payload: inspect.Parameter | None) -> Any:
-    return Any if payload is None else hints.get(payload.name, Any)
 
 
 def _default(payload: inspect.Parameter | None) -> Any:

@@ -373,3 +373,22 @@ async def test_a_cancelled_handler_leaves_nothing(serve: Serve) -> None:
         assert not manager.sockets
         await until(lambda: not len(manager.channels))
     await runner.cleanup()
+
+
+def test_a_class_that_is_no_view_is_told_so() -> None:
+    """The mixin alone cannot serve; the error names the line to write."""
+
+    class Alone(WsPathMixin):
+        pass
+
+    with pytest.raises(SetupError, match=r"write class Alone\(WsPathMixin, web\.View\)"):
+        Alone()
+
+
+@pytest.mark.parametrize(("size", "is_served"), [(64 * 1024, True), (64 * 1024 + 1, False)])
+async def test_a_frame_may_be_as_large_as_the_limit(serve: Serve, size: int, is_served: bool) -> None:
+    """`max_frame_size` bytes are read; one more closes the socket with 1009."""
+    raw = await (await serve(MixinFirst)).connect_raw()
+    raw.frame(b'{"id":1,"method":"room","x":"' + b"x" * (size - 31) + b'"}')
+    opcode, payload = await raw.read()
+    assert (opcode, payload[:2]) == ((1, b'{"') if is_served else (8, (1009).to_bytes(2)))

@@ -529,3 +529,30 @@ async def test_parameters_by_position(serve: Serve, method: str, params: list[An
     client = await (await serve(Positions)).connect()
     await client.send({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
     assert (await client.receive()) == {"jsonrpc": "2.0", "id": 1, "result": result}
+
+
+class Marked(WsPathMixin):
+    @ws_rpc(name="marked.name", ordered=True)
+    async def ws_rpc_marked(self, payload: Point) -> Point:
+        return payload
+
+    @ws_rpc
+    async def ws_rpc_bare(self, payload: int) -> int:
+        return payload
+
+
+class Overriding(Marked, web.View):
+    async def ws_rpc_marked(self, payload):  # type: ignore[no-untyped-def]  # as the base says
+        return await super().ws_rpc_marked(payload.model_copy(update={"y": 5}))
+
+    async def ws_rpc_bare(self, payload: str) -> str:  # type: ignore[override]  # says it anew
+        return payload
+
+
+async def test_an_override_takes_over_what_it_does_not_say(serve: Serve) -> None:
+    """Name, order and types of the method it overrides; what it says itself counts."""
+    client = await (await serve(Overriding)).connect()
+    assert methods_of(Overriding)["marked.name"].options.ordered
+    assert await client.call("marked.name", {"x": 1}) == {"x": 1, "y": 5}
+    assert (await client.error("marked.name", {}))["errors"] == {"x": "required"}
+    assert await client.call("bare", "text") == "text"
