@@ -12,6 +12,7 @@ from .errors import (
     SetupError,
 )
 from .manager import SocketsManager, WsHandlerType
+from .outbox import conflate, disconnect, drop_oldest
 from .path import WsPathMixin
 from .pubsub import Publish, Subscribe
 from .rpc import ws_rpc
@@ -35,5 +36,8 @@ __all__ = [
     "Websocket",
     "WsHandlerType",
     "WsPathMixin",
+    "conflate",
+    "disconnect",
+    "drop_oldest",
     "ws_rpc",
 ]

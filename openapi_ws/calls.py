@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from .errors import (
     CallCancelled,
+    CallTimedOut,
     Conflict,
+    Draining,
     EncodeError,
     InternalError,
     LimitExceeded,
@@ -26,10 +28,12 @@ __all__ = ["Calls"]
 
 logger = logging.getLogger(__name__)
 
+OTHER = "_OTHER"
+"""The name under which calls of unknown methods are counted, as OpenTelemetry has it."""
 CANCEL_METHODS = ("rpc.cancel", "$/cancelRequest")
 """Names under which a caller takes a call back; the second is that of the Language Server Protocol."""
-FAREWELL = 1.0
-"""Seconds that a cancelled method has for its own cleaning up, before it is left behind."""
+FAREWELL = (1.0, 0.2, 0.2)
+"""Seconds that a cancelled method has to clean up, until it is cancelled again, and again, and left behind."""
 
 Answer = Callable[[bytes | None], None]
 """Takes the answer's text, or None from a call that has none."""
@@ -45,31 +49,36 @@ class View(Protocol):
 class _Running:
     """One call under way."""
 
-    __slots__ = ("answer", "call", "is_cancellable", "is_cancelled", "is_holding", "method", "task")
+    __slots__ = ("answer", "call", "deadline", "is_cancellable", "is_holding", "method", "task", "verdict")
 
-    def __init__(self, call: Call, method: Method, answer: Answer) -> None:
-        self.call, self.method, self.answer = call, method, answer
-        self.is_cancelled = False
+    def __init__(self, call: Call, method: Method, answer: Answer, deadline: float | None) -> None:
+        self.call, self.method, self.answer, self.deadline = call, method, answer, deadline
+        self.verdict: RpcError | None = None
         self.is_holding = False
         self.is_cancellable = False
         self.task: asyncio.Task[None] | None = None
 
-    def cancel(self) -> None:
-        """Take the call back, at the caller's wish; once, so that the method may clean up in peace."""
+    def cancel(self, verdict: RpcError) -> None:
+        """End the call with *verdict* as its answer; once, so that the method may clean up in peace."""
         # A task that is cancelled before its first step, or while it makes its answer, would end without one.
         if self.is_cancellable and self.task is not None:
             self.task.cancel()
-        self.is_cancelled, self.is_cancellable = True, False
+        if self.verdict is None:
+            self.verdict, self.is_cancellable = verdict, False
 
 
 class Calls:
     """What runs for one socket: reads frames, starts methods, sends each answer once."""
 
-    __slots__ = ("_is_closed", "_lane", "_limit", "_methods", "_running", "_view", "_websocket", "opening")
+    __slots__ = (
+        "_is_closed", "_lane", "_limit", "_methods", "_running", "_timeout", "_view", "_websocket", "opening",
+    )  # fmt: skip
 
-    def __init__(self, view: View, websocket: Websocket, methods: dict[str, Method], *, limit: int) -> None:
+    def __init__(
+        self, view: View, websocket: Websocket, methods: dict[str, Method], *, limit: int, timeout: float | None
+    ) -> None:
         self._view, self._websocket, self._methods = view, websocket, methods
-        self._limit = limit
+        self._limit, self._timeout = limit, timeout
         self.opening: asyncio.Task[None] | None = None
         """A task that must end before the first method begins."""
         self._running: dict[object, _Running] = {}
@@ -93,6 +102,17 @@ class Calls:
         else:
             self._start_batch(request)
 
+    def tick(self, now: float) -> None:
+        """End the calls whose time is up."""
+        for running in tuple(self._running.values()):
+            if running.deadline is not None and now >= running.deadline:
+                running.cancel(CallTimedOut())
+
+    def dismiss(self) -> None:
+        """End all calls with -32014: the socket is about to close."""
+        for running in tuple(self._running.values()):
+            running.cancel(Draining())
+
     def refuse(self) -> list[asyncio.Task[None]]:
         """Start and answer nothing any more; the tasks that this cancels."""
         self._is_closed = True
@@ -102,14 +122,17 @@ class Calls:
         return tasks
 
     async def close(self) -> None:
-        """End all that runs, and wait at most `FAREWELL` seconds until it has."""
+        """End all that runs, and wait for it as long as `FAREWELL` says."""
         tasks = self.refuse()
         if self.opening is not None and self.opening.cancel():
             tasks.append(self.opening)
-        if tasks:
-            _, stubborn = await asyncio.wait(tasks, timeout=FAREWELL)
-            for task in stubborn:
-                logger.warning("%s is gone, but a method goes on though cancelled: %r", self._websocket, task)
+        for patience in FAREWELL:
+            if tasks:
+                _, stubborn = await asyncio.wait(tasks, timeout=patience)
+                # A method may have swallowed its cancellation, to wait for something else.
+                tasks = [task for task in stubborn if task.cancel()]
+        for task in tasks:
+            logger.warning("%s is gone, but a method goes on though cancelled: %r", self._websocket, task)
 
     def _send(self, answer: bytes | None) -> None:
         if answer is not None:
@@ -154,18 +177,24 @@ class Calls:
             method = self._methods.get(call.method)
             if method is None:
                 raise MethodNotFound(call.method)
+            if self._websocket.is_leaving:
+                raise Draining
         except RpcError as error:
+            self._count(call, error)
             answer(_failure(call, error))
             return
-        running = self._running[key] = _Running(call, method, answer)
-        running.task = asyncio.get_running_loop().create_task(self._run(key, running))
+        loop = asyncio.get_running_loop()
+        timeout = self._timeout if method.options.timeout is ... else method.options.timeout
+        running = _Running(call, method, answer, None if timeout is None else loop.time() + timeout)
+        self._running[key] = running
+        running.task = loop.create_task(self._run(key, running))
 
     def _cancel(self, call: Call) -> bytes | None:
         params = call.params[:1] if isinstance(call.params, list) else [call.params]
         id_ = params[0].get("id") if params and isinstance(params[0], dict) else (params or [None])[0]
         running = self._running.get(id_) if is_id(id_) else None
         if running:
-            running.cancel()
+            running.cancel(CallCancelled())
         return (
             None
             if call.notification
@@ -190,22 +219,24 @@ class Calls:
                 result = await self._result(running)
             finally:
                 running.is_cancellable = False
+            self._count(call, None)
             return None if call.notification else Reply(call, result).encode()
         except RpcError as error:
             return await self._rpc_error(call, error)
         except asyncio.CancelledError as error:
             if self._is_closed:
+                self._websocket.metrics.calls[call.method, "gone"] += 1
                 raise
-            if running.is_cancelled:
-                return _failure(call, CallCancelled())
+            if running.verdict is not None:
+                return await self._rpc_error(call, running.verdict)
             # Nobody cancelled the call: the method itself awaited something that was cancelled.
             return await self._internal(call, RuntimeError(f"cancelled from within: {error!r}"))
         except Exception as error:
             return await self._internal(call, error)
 
     async def _result(self, running: _Running) -> bytes:
-        if running.is_cancelled:
-            raise CallCancelled
+        if running.verdict is not None:
+            raise running.verdict
         running.is_cancellable = True
         if self.opening is not None and not self.opening.done():
             await asyncio.shield(self.opening)
@@ -224,7 +255,9 @@ class Calls:
     async def _rpc_error(self, call: Call, error: RpcError) -> bytes | None:
         logger.debug("%s %s: %s", self._websocket, call.method, error)
         try:
-            return _failure(call, error)
+            answer = _failure(call, error)
+            self._count(call, error)
+            return answer
         except EncodeError as unsayable:
             return await self._internal(call, unsayable)
 
@@ -239,7 +272,16 @@ class Calls:
             logger.exception("%s on_error failed", self._websocket)
             self._websocket.close_soon(1011, "on_error failed")
         message = "JSON object expected" if isinstance(error, EncodeError) else "Internal error"
-        return _failure(call, InternalError(error_id, message))
+        failure = InternalError(error_id, message)
+        self._count(call, failure)
+        return _failure(call, failure)
+
+    def _count(self, call: Call, error: RpcError | None) -> None:
+        # Names that callers make up are counted as one: without this, they would fill the memory.
+        method = call.method if call.method in self._methods else OTHER
+        self._websocket.metrics.calls[method, str(error.code) if error else "ok"] += 1
+        if error is not None and call.notification:
+            self._websocket.metrics.dropped["notification"] += 1
 
 
 def _failure(call: Call, error: RpcError) -> bytes | None:

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import orjson
 
 from .errors import ChannelCallbackError, EncodeError, InvalidParams
+from .frames import text_frame
 from .patterns import Pattern
 from .protocol import Dialect, Message, encode
-from .websocket import Websocket, text_frame
+from .websocket import Websocket
 
 __all__ = ["Channel", "Channels", "Event"]
 
@@ -317,7 +318,7 @@ class Channels:
                 frame = frames.get(dialect)
                 if frame is None:
                     frame = frames[dialect] = text_frame(dialect.message(message))
-                listener.push(frame)
+                listener.push(frame, message)
         if callbacks:
             await self._call(callbacks, message)
 

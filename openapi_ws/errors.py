@@ -11,7 +11,9 @@ The caller's: answered with its code and message, never logged above debug::
     │   └── CannotSubscribe          raised by a broker
     ├── LimitExceeded       -32005
     ├── Conflict            -32009
+    ├── CallTimedOut        -32008
     ├── CallCancelled       -32013
+    ├── Draining            -32014
     └── InternalError       -32603   what a caller sees of our fault, and no more
 
 Ours: any other exception. It is logged once with its traceback and an *error_id*, and the caller is answered
@@ -31,10 +33,12 @@ from typing import Any, ClassVar
 
 __all__ = [
     "CallCancelled",
+    "CallTimedOut",
     "CannotPublish",
     "CannotSubscribe",
     "ChannelCallbackError",
     "Conflict",
+    "Draining",
     "EncodeError",
     "InternalError",
     "InvalidParams",
@@ -155,6 +159,20 @@ class CallCancelled(RpcError):
 
     def __init__(self) -> None:
         super().__init__(-32013, "Call cancelled")
+
+
+class CallTimedOut(RpcError):
+    """The method took too long and was cancelled; what it had done by then, nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__(-32008, "Call timed out")
+
+
+class Draining(RpcError):
+    """The socket is about to close; the same call may be made on the next."""
+
+    def __init__(self) -> None:
+        super().__init__(-32014, "Server is draining")
 
 
 class InternalError(RpcError):

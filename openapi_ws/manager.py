@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import random
+import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import cached_property
 from typing import Any, Self
@@ -11,6 +15,7 @@ from typing import Any, Self
 from aiohttp import web
 
 from .channels import Channels
+from .metrics import Metrics
 from .protocol import Message, encode
 from .websocket import Websocket
 
@@ -20,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 WsHandlerType = Callable[[str, Any], None]
 
+RESTART = 1012
+DRAIN_RATE = 500
+"""Clients that are asked to leave in a second."""
 DEPARTURE_TIMEOUT = 10.0
 """Seconds that the `disconnected` hooks have at shutdown, where aiohttp does not wait for their handlers itself."""
 
@@ -32,16 +40,27 @@ class SocketsManager:
     ``await self.channels(channel, {"event": …, "data": …})``. Its ``__init__`` need not call this one's.
     """
 
+    max_sockets: int | None = 10_000
+    """Sockets of this process; the next handshake is answered 503."""
+    max_sockets_per_address: int | None = None
+    """Sockets of one peer address; the next is answered 429. No limit by default: all clients of a proxy share one."""
+    max_sockets_per_identity: int | None = 100
+    """Sockets of one identity, as the view gives it; the next is answered 429."""
+    drain_timeout: float = 10.0
+    """Seconds that clients and their calls have at shutdown."""
+    tick: float = 1.0
+    """Seconds between two looks at the sockets: the grain of all their times."""
     is_closing = False
     """Shutdown has begun: new handshakes are answered 503."""
     _is_managed = False
+    _timer: asyncio.TimerHandle | None = None
 
     @classmethod
     def for_app(cls, app: web.Application, **options: Any) -> Self:
         """A manager that starts and stops with *app*; put it under ``app["web_sockets"]``.
 
-        *options* go to the class. At shutdown every client is closed with 1012, "come back", at once and in
-        bounded time, instead of keeping `aiohttp.web.run_app` waiting.
+        *options* go to the class. At shutdown the sockets are drained, see `drain`, within `drain_timeout`; a second
+        signal to end the process skips the wait.
         """
         manager = cls(**options)
         manager._is_managed = True
@@ -53,16 +72,31 @@ class SocketsManager:
             await manager.stop()
 
         async def shutdown(_: web.Application) -> None:
+            await _unless_hurried(manager.drain())
             await manager.close_sockets()
 
         app.cleanup_ctx.append(lifespan)
         app.on_shutdown.append(shutdown)
         return manager
 
+    @property
+    def ready(self) -> bool:
+        """New clients are welcome: what a readiness probe asks."""
+        return not self.is_closing
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What this process has counted."""
+        return Metrics()
+
     @cached_property
     def sockets(self) -> set[Websocket]:
         """The clients connected to this process."""
         return set()
+
+    @cached_property
+    def _admitted(self) -> Counter[tuple[str, str | None]]:
+        return Counter()
 
     @cached_property
     def _departures(self) -> set[asyncio.Task[None]]:
@@ -102,14 +136,71 @@ class SocketsManager:
                 task.cancel()
 
     def server_info(self) -> dict[str, Any]:
-        """Figures of this process: connections, and listeners by channel and event."""
+        """Figures of this process: connections, listeners by channel and event, and all that was counted."""
+        info = self.metrics.info()
+        if self.channels.dropped:
+            info["dropped"]["broker"] = self.channels.dropped
         return {
             "connections": len(self.sockets),
             "channels": self.channels.info(),
-            "dropped": self.channels.dropped,
+            "queued_bytes": sum(ws.queued_bytes for ws in self.sockets),
+            **info,
         }
 
-    async def close_sockets(self, code: int = 1012, reason: str = "Server shutdown") -> None:
+    # -- who may come, and how they go ------------------------------------------------------------------------
+
+    def admit(self, address: str | None, identity: str | None) -> str | None:
+        """Count a client in before its handshake; or why not: ``closing``, ``sockets``, ``address``, ``identity``."""
+        keys = self._keys(address, identity)
+        limits = (self.max_sockets, self.max_sockets_per_address, self.max_sockets_per_identity)
+        for key, limit in zip(keys, limits, strict=True):
+            if key[1] is not None and limit is not None and self._admitted[key] >= limit:
+                self.metrics.refused[key[0]] += 1
+                return key[0]
+        self._admitted.update(keys)
+        return None
+
+    def release(self, address: str | None, identity: str | None) -> None:
+        """Undo an `admit`."""
+        for key in self._keys(address, identity):
+            self._admitted[key] -= 1
+            if not self._admitted[key]:
+                del self._admitted[key]
+
+    def _keys(self, address: str | None, identity: str | None) -> list[tuple[str, str | None]]:
+        return [("sockets", "all"), ("address", address), ("identity", identity)]
+
+    def watch(self) -> None:
+        """Look at the clock for all sockets each `tick`, as long as there are any."""
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.tick, self._look, loop.time() + self.tick)
+
+    def _look(self, due: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._timer = None
+        self.metrics.lag = max(0.0, now - due)
+        for websocket in tuple(self.sockets):
+            websocket.tick(now)
+        if self.sockets:
+            self.watch()
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Let nobody in any more, and see every client off within *timeout* seconds, default `drain_timeout`.
+
+        Each is told by a ``drain`` notice when to leave: moments spread over at most half of the time, 500 clients a
+        second, so that they do not all come to another server at once (the "lame duck" of NATS). Their calls may
+        finish until the time is up. Then they are closed with 1012, "come back".
+        """
+        self.is_closing = True
+        timeout = self.drain_timeout if timeout is None else timeout
+        sockets = list(self.sockets)
+        window = min(timeout / 2, len(sockets) / DRAIN_RATE)
+        moments = [random.uniform(0, window) for _ in sockets]  # noqa: S311  # nothing secret
+        moves = (ws.move(at, grace=timeout - at, code=RESTART) for ws, at in zip(sockets, moments, strict=True))
+        await asyncio.gather(*moves)
+
+    async def close_sockets(self, code: int = RESTART, reason: str = "Server shutdown") -> None:
         """Let nobody in any more and close every client, all at once, each in bounded time."""
         self.is_closing = True
         await asyncio.gather(*(ws.close(code, reason) for ws in tuple(self.sockets)))
@@ -149,3 +240,23 @@ class SocketsManager:
 
     async def unsubscribe(self, channel: str) -> None:
         """End what `subscribe` began: the last listener has left. If it fails, it is called again."""
+
+
+async def _unless_hurried(work: Coroutine[Any, Any, None]) -> None:
+    """Do *work*, until a signal to end the process comes a second time."""
+    loop, hurry = asyncio.get_running_loop(), asyncio.Event()
+    task, hurried = loop.create_task(work), loop.create_task(hurry.wait())
+    taken = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Not on Windows, and not outside the main thread: there nobody can hurry.
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, hurry.set)
+            taken.append(number)
+    try:
+        await asyncio.wait([task, hurried], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)
+        for unfinished in (task, hurried):
+            unfinished.cancel()
+        await asyncio.wait([task, hurried])

@@ -9,16 +9,19 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiohttp import WebSocketError, WSMsgType, hdrs, web
-from aiohttp.abc import AbstractView
+from aiohttp.abc import AbstractStreamWriter, AbstractView
 
 from .calls import Calls
 from .channels import Channels
 from .errors import SetupError
+from .frames import text_frame
 from .manager import SocketsManager
-from .protocol import HOUSE, JSONRPC, Call
+from .metrics import Metrics
+from .outbox import SlowConsumer, disconnect
+from .protocol import HOUSE, JSONRPC, Call, Message, encode
 from .pubsub import listen
-from .rpc import methods_of
-from .websocket import CLOSE_TIMEOUT, Websocket
+from .rpc import Method, methods_of
+from .websocket import CLOSE_TIMEOUT, Websocket, tune
 
 __all__ = ["WsPathMixin"]
 
@@ -27,7 +30,8 @@ logger = logging.getLogger(__name__)
 DIALECTS = {dialect.name: dialect for dialect in (HOUSE, JSONRPC)}
 SENDABLE = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
 NO_STATUS, LOST, INTERNAL_ERROR, RESTART = 1005, 1006, 1011, 1012
-REFUSED = "Unable to open websocket connection"
+RETRY_AFTER = 5
+"""Seconds after which a client may try again where there are too many."""
 
 
 class WsPathMixin:
@@ -43,6 +47,23 @@ class WsPathMixin:
     """Calls of one socket that may be in flight; the next is answered -32005."""
     max_frame_size: ClassVar[int] = 64 * 1024
     """Bytes of a message from a client; a larger one closes the socket with 1009."""
+    max_subscriptions: ClassVar[int] = 128
+    """Events that one socket may be subscribed to by its client; the next is answered -32005."""
+    max_queue_bytes: ClassVar[int] = 1024 * 1024
+    """Bytes that may wait for a client that does not keep up; then `slow_consumer` acts."""
+    slow_consumer: ClassVar[SlowConsumer] = disconnect
+    """What is done with a client that does not keep up: `disconnect`, `drop_oldest` or `conflate` of a key."""
+    send_buffer_bytes: ClassVar[int | None] = 64 * 1024
+    """Bytes that the kernel may hold for one client. With None it is the kernel that decides, and holds megabytes of
+    which nobody knows whether they arrive."""
+    heartbeat: ClassVar[float | None] = 25.0
+    """Seconds of silence after which a client is pinged; after 1.5 times as many it is closed with 4012."""
+    call_timeout: ClassVar[float | None] = 30.0
+    """Seconds that a call may take, to the second, before it is cancelled and answered -32008."""
+    max_idle: ClassVar[float | None] = None
+    """Seconds without a message from the client until the socket is closed with 4011, after a notice."""
+    max_age: ClassVar[float | None] = None
+    """Seconds until a socket is closed with 4011, after a notice, e.g. so that load spreads to new servers."""
 
     websocket: Websocket
     """The client, from `connected` on."""
@@ -103,6 +124,13 @@ class WsPathMixin:
         If it fails itself, the socket closes, 1011.
         """
 
+    def identity(self) -> str | None:
+        """Whose socket this is going to be, e.g. a user's name; asked before the handshake is answered.
+
+        It may raise an `aiohttp.web.HTTPException` to refuse the handshake.
+        """
+        return None
+
     # -- rooms ------------------------------------------------------------------------------------------------
 
     async def join(self, channel: str, event: str = "*") -> None:
@@ -118,6 +146,18 @@ class WsPathMixin:
         for event in self.channels.get_subscribed(self.websocket).get(channel, ()):
             await self.channels.unregister(channel, event, self.websocket)
 
+    async def send(self, channel: str, event: str, data: Any = None) -> None:
+        """Send a message to this client alone, and return when it keeps up: a method that streams is slowed by it.
+
+        Raises:
+            EncodeError: JSON cannot hold *data*.
+            ConnectionResetError: the client is gone.
+        """
+        message = Message(channel, event, encode(data))
+        dialect = self.websocket.push_dialect or self.websocket.dialect
+        self.websocket.push(text_frame(dialect.message(message)), message)
+        await self.websocket.drain()
+
     # -- one connection ---------------------------------------------------------------------------------------
 
     async def get(self) -> web.StreamResponse:
@@ -126,20 +166,34 @@ class WsPathMixin:
         Answers 400 to what is no WebSocket handshake or offers only unknown sub-protocols, and 503 while the
         application shuts down.
         """
-        sockets, methods = self.sockets, methods_of(type(self))
-        response = self._response(sockets)
-        await response.prepare(self.request)
+        sockets, methods, identity = self.sockets, methods_of(type(self)), self.identity()
+        response = self._response()
+        if reason := "closing" if sockets.is_closing else sockets.admit(self.request.remote, identity):
+            raise self._refusal(reason)
+        try:
+            await self._serve(sockets, methods, response, identity)
+        finally:
+            sockets.release(self.request.remote, identity)
+        return response
+
+    async def _serve(
+        self,
+        sockets: SocketsManager,
+        methods: dict[str, Method],
+        response: web.WebSocketResponse[bool],
+        identity: str | None,
+    ) -> None:
+        writer = await response.prepare(self.request)
         # From here on no exception may leave: aiohttp or a middleware would write an HTTP answer into the socket.
         transport = self.request.transport
-        if transport is None:  # gone during the handshake
-            return response
-        self.websocket = websocket = Websocket(self.request, response, transport)
-        if response.ws_protocol:
-            websocket.dialect = DIALECTS[response.ws_protocol]
-            websocket.dialect_is_fixed = True
-        calls = Calls(self, websocket, methods, limit=self.max_calls)
+        if transport is None or writer is None:  # gone during the handshake
+            return
+        websocket = self._websocket(response, writer, transport, sockets.metrics, identity)
+        calls = websocket.calls = Calls(self, websocket, methods, limit=self.max_calls, timeout=self.call_timeout)
+        sockets.metrics.opened += 1
         try:
             sockets.add(websocket)
+            sockets.watch()
             if sockets.is_closing:
                 websocket.close_soon(RESTART, "Server shutdown")
             await self._open(calls)
@@ -151,7 +205,33 @@ class WsPathMixin:
             self._leave(sockets, calls)
             # With handler_cancellation, aiohttp cancels this handler as soon as the link is gone.
             await sockets.see_off(self._depart(calls))
-        return response
+
+    def _websocket(
+        self,
+        response: web.WebSocketResponse[bool],
+        writer: AbstractStreamWriter,
+        transport: asyncio.Transport,
+        metrics: Metrics,
+        identity: str | None,
+    ) -> Websocket:
+        tune(transport, send_buffer_bytes=self.send_buffer_bytes, heartbeat=self.heartbeat)
+        self.websocket = websocket = Websocket(
+            self.request,
+            response,
+            writer,
+            transport,
+            metrics,
+            identity=identity,
+            max_queue_bytes=self.max_queue_bytes,
+            slow_consumer=self.slow_consumer,
+            heartbeat=self.heartbeat,
+            max_idle=self.max_idle,
+            max_age=self.max_age,
+        )
+        if response.ws_protocol:
+            websocket.dialect = DIALECTS[response.ws_protocol]
+            websocket.dialect_is_fixed = True
+        return websocket
 
     async def _open(self, calls: Calls) -> None:
         """Begin `connected`; the socket is read meanwhile, and its calls wait."""
@@ -166,15 +246,24 @@ class WsPathMixin:
 
     async def _read(self, response: web.WebSocketResponse[bool], calls: Calls) -> None:
         """Hand each frame to the calls, until there are no more; never await a method here."""
+        websocket = self.websocket
         while True:
             message = await response.receive()
-            if message.type is not WSMsgType.TEXT and message.type is not WSMsgType.BINARY:
+            websocket.is_heard = True
+            if message.type is WSMsgType.TEXT or message.type is WSMsgType.BINARY:
+                if websocket.close_code is None:
+                    websocket.is_used = True
+                    calls.receive(message.data)
+            elif message.type is WSMsgType.PING:
+                websocket.pong(message.data)
+            elif message.type is WSMsgType.PONG:
+                websocket.count_control()
+            else:
                 break
-            if self.websocket.close_code is None:
-                calls.receive(message.data)
-        if self.websocket.close_code is None:
-            self.websocket.flush()
-            self.websocket.close_code = _close_code(message.type, message.data, response)
+        if websocket.close_code is None:
+            websocket.flush()
+        if websocket.close_code is None:  # the flush may have found it too slow
+            websocket.close_code = _close_code(message.type, message.data, response)
 
     def _leave(self, sockets: SocketsManager, calls: Calls) -> None:
         """Take the client off everything at once, in an order that lets nothing put it back."""
@@ -189,6 +278,7 @@ class WsPathMixin:
     async def _depart(self, calls: Calls) -> None:
         """End the link and what still runs, then tell the view."""
         code = self.websocket.close_code or LOST
+        self.websocket.metrics.closes[code] += 1
         self.websocket.close_soon(_answer_to(code))
         await calls.close()
         await self.websocket.close()
@@ -209,9 +299,10 @@ class WsPathMixin:
             return True
         return False
 
-    def _response(self, sockets: SocketsManager) -> web.WebSocketResponse[bool]:
+    def _response(self) -> web.WebSocketResponse[bool]:
         response: web.WebSocketResponse[bool] = web.WebSocketResponse(
             autoclose=False,
+            autoping=False,
             timeout=CLOSE_TIMEOUT,
             protocols=tuple(DIALECTS),
             compress=False,
@@ -220,19 +311,22 @@ class WsPathMixin:
         )
         offered = [name.strip() for name in self.request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         if any(offered) and not DIALECTS.keys() & offered:
-            raise self._refusal(web.HTTPBadRequest, f"Sub-protocols supported: {', '.join(DIALECTS)}")
+            raise _answer(web.HTTPBadRequest, f"Sub-protocols supported: {', '.join(DIALECTS)}")
         # Not before: aiohttp logs unknown sub-protocols, and a token may be one of them.
         if not response.can_prepare(self.request):
-            raise self._refusal(web.HTTPBadRequest, REFUSED)
-        if sockets.is_closing:
-            raise self._refusal(web.HTTPServiceUnavailable, "Server shutdown", {hdrs.RETRY_AFTER: "1"})
+            raise _answer(web.HTTPBadRequest, "Unable to open websocket connection")
         return response
 
-    def _refusal(
-        self, error: type[web.HTTPException], message: str, headers: dict[str, str] | None = None
-    ) -> web.HTTPException:
-        text = json.dumps({"message": message})
-        return error(text=text, content_type="application/json", headers=headers)
+    def _refusal(self, reason: str) -> web.HTTPException:
+        if reason in ("address", "identity"):
+            return _answer(web.HTTPTooManyRequests, "Too many connections", retry_after=RETRY_AFTER)
+        message = "Server shutdown" if reason == "closing" else "Server full"
+        return _answer(web.HTTPServiceUnavailable, message, retry_after=1 if reason == "closing" else RETRY_AFTER)
+
+
+def _answer(error: type[web.HTTPException], message: str, retry_after: int | None = None) -> web.HTTPException:
+    headers = {hdrs.RETRY_AFTER: str(retry_after)} if retry_after else None
+    return error(text=json.dumps({"message": message}), content_type="application/json", headers=headers)
 
 
 def _answer_to(code: int) -> int:

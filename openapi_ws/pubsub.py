@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
+from .errors import LimitExceeded
 from .rpc import current_call, ws_rpc
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ __all__ = ["Publication", "Publish", "Subscribe", "Subscription", "listen"]
 NAME_LIMIT = 255
 """Characters of a channel or event name that a client may send."""
 
-ChannelName = Annotated[str, Field(min_length=1, max_length=NAME_LIMIT, description="Name of the channel")]
+ALPHABET = r"^[!-~]*$"
+"""What a channel's name is made of: visible ASCII, no spaces."""
+
+ChannelName = Annotated[
+    str, Field(min_length=1, max_length=NAME_LIMIT, pattern=ALPHABET, description="Name of the channel")
+]
 EventName = Annotated[str, Field(max_length=NAME_LIMIT)]
 
 
@@ -37,12 +43,20 @@ class Publication(BaseModel):
     data: Annotated[Any, Field(description="What the message says")] = None
 
 
-async def listen(channels: Channels, websocket: Websocket, channel: str, event: str | None) -> None:
+async def listen(
+    channels: Channels, websocket: Websocket, channel: str, event: str | None, limit: int | None = None
+) -> None:
     """Put *websocket* on an event of a channel, in the dialect of the call that asks for it.
 
     Raises:
+        LimitExceeded: it has *limit* subscriptions already; with none, there is no limit.
         CannotSubscribe: the broker has no such channel.
     """
+    if limit is not None:
+        subscribed = channels.get_subscribed(websocket)
+        count = sum(map(len, subscribed.values()))
+        if count >= limit and (event or "*") not in subscribed.get(channel, ()):
+            raise LimitExceeded(f"At most {limit} subscriptions")
     before, call = websocket.push_dialect, current_call.get(None)
     if call is not None:
         websocket.push_dialect = call.dialect
@@ -81,6 +95,7 @@ class Subscribe:
     """Mixin of a `WsPathMixin` view: clients subscribe with the methods ``subscribe`` and ``unsubscribe``."""
 
     if TYPE_CHECKING:
+        max_subscriptions: ClassVar[int]
 
         @property
         def channels(self) -> Channels: ...  # noqa: D102  # WsPathMixin's
@@ -90,7 +105,7 @@ class Subscribe:
     @ws_rpc(ordered=True, reply_first=True)
     async def ws_rpc_subscribe(self, payload: Subscription) -> dict[str, dict[str, list[str]]]:
         """Subscribe to events of a channel; answers all that this socket is subscribed to."""
-        await listen(self.channels, self.websocket, payload.channel, payload.event)
+        await listen(self.channels, self.websocket, payload.channel, payload.event, self.max_subscriptions)
         return {"subscribed": self.channels.get_subscribed(self.websocket)}
 
     @ws_rpc(ordered=True)

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
+from types import EllipsisType
 from typing import Any, TypeVar, overload
 
 from pydantic import AliasChoices, PydanticUserError, RootModel, TypeAdapter, ValidationError
@@ -45,6 +46,7 @@ class _Options:
     tags: tuple[str, ...] = ()
     ordered: bool = False
     reply_first: bool = False
+    timeout: float | EllipsisType | None = ...
 
 
 @overload
@@ -59,6 +61,7 @@ def ws_rpc(
     tags: Iterable[str] = (),
     ordered: bool = False,
     reply_first: bool = False,
+    timeout: float | EllipsisType | None = ...,
 ) -> Callable[[Function], Function]: ...
 def ws_rpc(
     body_schema: Any = None,
@@ -69,17 +72,19 @@ def ws_rpc(
     tags: Iterable[str] = (),
     ordered: bool = False,
     reply_first: bool = False,
+    timeout: float | EllipsisType | None = ...,
 ) -> Any:
     """Say of a ``ws_rpc_<method>`` coroutine what its name and annotations do not.
 
     *body_schema* and *response_schema* are types that pydantic reads, in place of the annotations; *name* is the
     method's name on the wire, default what follows ``ws_rpc_``; *deprecated* and *tags* are for documents.
     *ordered* methods of one socket run one after another, as they arrived. With *reply_first* messages for the
-    calling socket wait until its answer is out. An override takes over what it does not say itself.
+    calling socket wait until its answer is out. *timeout* is the seconds that a call may take, to the second, or None
+    for no end; default is the view's `call_timeout`. An override takes over what it does not say itself.
     """
     if inspect.isfunction(body_schema):
         return ws_rpc()(body_schema)
-    options = _Options(body_schema, response_schema, name, deprecated, tuple(tags), ordered, reply_first)
+    options = _Options(body_schema, response_schema, name, deprecated, tuple(tags), ordered, reply_first, timeout)
 
     def mark(function: Function) -> Function:
         setattr(function, _MARK, options)

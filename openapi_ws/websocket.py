@@ -1,67 +1,101 @@
-"""Floor 1, sockets: one connected client: its identity, its outgoing bytes, and the one way to close it."""
+"""Floor 1, sockets: one connected client: its identity, its outgoing bytes, its signs of life, its one close."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
-import struct
+import socket
+from typing import Protocol
 
+import orjson
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
-from .protocol import HOUSE, Dialect, Notice
+from .frames import close_frame, ping_frame, pong_frame, text_frame
+from .metrics import Metrics
+from .outbox import Outbox, SlowConsumer, disconnect
+from .protocol import HOUSE, Dialect, Message, Notice
 
-__all__ = ["Websocket", "text_frame"]
+__all__ = ["Websocket", "tune"]
 
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 1.0
 """Seconds within which every close from this side ends, whatever the peer does."""
-REASON_LIMIT = 123
-"""Bytes of a close reason: a control frame holds 125 (RFC 6455 §5.5), two of them the code."""
 POLL = 0.01
-"""Seconds between two looks at whether the last bytes are out; transports tell no other way."""
-SLOW_CONSUMER = 4008
+"""Seconds between two looks at what tells no other way that it has changed."""
+CONTROL_RATE, CONTROL_BURST = 10, 20
+"""Control frames a client may send per second, and at once."""
+LAST_WORDS = 0.2
+"""Seconds for a call that is dismissed to be answered."""
+WARNING = 10.0
+"""Seconds between the notice that a socket is going to be closed and the close."""
+SLOW_CONSUMER, FORCED_RECONNECT, NO_PONG, TOO_MANY = 4008, 4011, 4012, 4013
 
 
-def text_frame(payload: bytes) -> bytes:
-    """A whole, unmasked text frame (RFC 6455 §5.2) of UTF-8 *payload*."""
-    size = len(payload)
-    if size < 126:
-        return b"\x81%c%b" % (size, payload)
-    if size < 65536:
-        return b"\x81\x7e%b%b" % (struct.pack("!H", size), payload)
-    return b"\x81\x7f%b%b" % (struct.pack("!Q", size), payload)
+class Activity(Protocol):
+    """What a socket needs of the calls that run for it."""
+
+    def __len__(self) -> int:
+        """How many are in flight."""
+
+    def tick(self, now: float) -> None:
+        """Look at the clock."""
+
+    def dismiss(self) -> None:
+        """End all that are in flight, with an answer."""
 
 
-def close_frame(code: int, reason: str) -> bytes:
-    """A whole close frame (RFC 6455 §5.5.1); *reason* is cut at 123 bytes, between characters."""
-    text = reason.encode()[:REASON_LIMIT].decode(errors="ignore").encode()
-    return b"\x88%c%b%b" % (len(text) + 2, struct.pack("!H", code), text)
+def tune(transport: asyncio.Transport, *, send_buffer_bytes: int | None, heartbeat: float | None) -> None:
+    """Bound what the kernel holds for a client that does not read, in bytes and, on Linux, in time."""
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    if send_buffer_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    if heartbeat is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Without this, the kernel tries for a quarter of an hour to reach a peer that is gone.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(heartbeat * 1500))
 
 
 class Websocket:
     """One connected client.
 
-    Nothing here waits for the client but `close`, which is bounded. What is sent goes into the process's memory
-    and from there to the kernel, at the end of the event loop's tick: first the answers of the tick, then its
-    messages. A client for which more than `max_queue_bytes` wait is closed with 4008.
+    Nothing here waits for the client but `close` and `drain`. What is sent goes to the transport at the end of the
+    event loop's tick: first the answers of the tick, then its messages, in one write. When the transport holds more
+    than its high-water mark, messages wait here; a task hands them on as the client reads. If transport and waiting
+    messages together are more than *max_queue_bytes*, the policy *slow_consumer* acts.
     """
 
     __slots__ = (
-        "__weakref__", "_answers", "_closer", "_end", "_flushing", "_held", "_held_bytes", "_loop", "_pushes",
-        "_response", "_transport", "close_code", "dialect", "dialect_is_fixed", "has_ended", "push_dialect",
-        "request", "socket_id",
+        "__weakref__", "_answers", "_closer", "_control", "_end", "_flushing", "_heard_at", "_held", "_held_bytes",
+        "_high", "_is_pinged", "_is_warned", "_loop", "_opened_at", "_outbox", "_pump", "_pushes", "_response",
+        "_ticked_at", "_transport", "_used_at", "_writer", "calls", "close_code", "dialect", "dialect_is_fixed",
+        "has_ended", "heartbeat", "identity", "is_heard", "is_leaving", "is_used", "max_age", "max_idle",
+        "max_queue_bytes", "metrics", "push_dialect", "request", "slow_consumer", "socket_id",
     )  # fmt: skip
 
-    max_queue_bytes = 1024 * 1024
-    """Bytes that may wait for a client that does not read."""
-
     def __init__(
-        self, request: web.Request, response: web.WebSocketResponse[bool], transport: asyncio.Transport
+        self,
+        request: web.Request,
+        response: web.WebSocketResponse[bool],
+        writer: AbstractStreamWriter,
+        transport: asyncio.Transport,
+        metrics: Metrics,
+        *,
+        identity: str | None = None,
+        max_queue_bytes: int = 1024 * 1024,
+        slow_consumer: SlowConsumer = disconnect,
+        heartbeat: float | None = 25.0,
+        max_idle: float | None = None,
+        max_age: float | None = None,
     ) -> None:
         self.socket_id = secrets.token_hex(16)
         """128 random bits, as hexadecimal; not a secret, not guessable."""
+        self.identity = identity
+        """Whose socket it is, as the view says."""
         self.request = request
         """The handshake."""
         self.dialect: Dialect = HOUSE
@@ -74,14 +108,27 @@ class Websocket:
         """Why the connection ends, once it does: this side's code, the client's, or 1006."""
         self.has_ended = False
         """No more frames will be read from the client."""
-        self._response = response
-        self._transport = transport
+        self.is_heard = True
+        """A frame has come since the last tick; whoever reads one sets it."""
+        self.is_used = True
+        """A message has come since the last tick; whoever reads one sets it."""
+        self.is_leaving = False
+        """The client has been asked to leave: no more calls begin."""
+        self.calls: Activity | None = None
+        """The calls in flight."""
+        self.metrics, self.max_queue_bytes, self.slow_consumer = metrics, max_queue_bytes, slow_consumer
+        self.heartbeat, self.max_idle, self.max_age = heartbeat, max_idle, max_age
+        self._response, self._writer, self._transport = response, writer, transport
         self._loop = asyncio.get_running_loop()
+        self._high = transport.get_write_buffer_limits()[1]
+        self._opened_at = self._heard_at = self._used_at = self._ticked_at = self._loop.time()
+        self._control: float = CONTROL_BURST
+        self._is_pinged = self._is_warned = self._flushing = False
         self._answers: list[bytes] = []
-        self._pushes: list[bytes] = []
-        self._held = 0
-        self._held_bytes = 0
-        self._flushing = False
+        self._pushes: list[tuple[bytes, Message]] = []
+        self._outbox: Outbox | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._held = self._held_bytes = 0
         self._closer: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
 
@@ -92,24 +139,45 @@ class Websocket:
         state = "open" if self.close_code is None else f"closed {self.close_code}"
         return f"<Websocket {self.socket_id} {state}>"
 
+    # -- what is sent -----------------------------------------------------------------------------------------
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for the client, here and in the transport."""
+        waiting = self._outbox.size if self._outbox else 0
+        return self._transport.get_write_buffer_size() + waiting + self._held_bytes
+
     def send(self, payload: bytes) -> None:
         """Send an answer: the UTF-8 JSON *payload* of one text frame. It never waits."""
         self._answers.append(text_frame(payload))
         self._flush_soon()
 
-    def push(self, frame: bytes) -> None:
-        """Send a message: a whole *frame* of `text_frame`, shared by all who get it. It never waits."""
-        self._pushes.append(frame)
+    def notify(self, notice: Notice) -> None:
+        """Tell the client something about its connection; a notice goes before the messages of its tick."""
+        self.send((self.push_dialect or self.dialect).notice(notice))
+
+    def push(self, frame: bytes, message: Message) -> None:
+        """Send *message*, as a whole *frame* of `text_frame` that all who get it share. It never waits."""
+        self._pushes.append((frame, message))
         if not self._held:
             self._flush_soon()
-        else:
-            self._held_bytes += len(frame)
-            if self._held_bytes > self.max_queue_bytes:
-                self.close_soon(SLOW_CONSUMER, "too much held for an answer")
+            return
+        self._held_bytes += len(frame)
+        if self._held_bytes > self.max_queue_bytes:
+            self.close_soon(SLOW_CONSUMER, "too much held for an answer")
 
-    def notify(self, notice: Notice) -> None:
-        """Tell the client something about its connection."""
-        self.push(text_frame((self.push_dialect or self.dialect).notice(notice)))
+    async def drain(self) -> None:
+        """Return when the client keeps up: what was sent is out, but for what the transport always holds.
+
+        Raises:
+            ConnectionResetError: the client is gone.
+        """
+        self.flush()
+        if self._pump is not None:
+            await asyncio.shield(self._pump)
+        await self._writer.drain()
+        if self.close_code is not None:
+            raise ConnectionResetError("the client is gone")
 
     def hold(self) -> None:
         """Keep messages back until `release`, so that an answer can overtake them."""
@@ -123,24 +191,174 @@ class Websocket:
 
     def flush(self) -> None:
         """Hand what waits to the transport now: answers first, then messages that are not held."""
-        self._flushing = False
-        self._write()
+        self._hand_over()
         if self._transport.get_write_buffer_size() > self.max_queue_bytes:
             self.close_soon(SLOW_CONSUMER, "slow consumer")
 
-    def _write(self) -> None:
+    def _hand_over(self) -> None:
+        self._flushing = False
         frames, self._answers = self._answers, []
+        pushes: list[tuple[bytes, Message]] = []
         if not self._held and self._pushes:
-            frames += self._pushes
-            self._pushes = []
-            self._held_bytes = 0
-        if frames and self.close_code is None and not self._transport.is_closing():
+            pushes, self._pushes, self._held_bytes = self._pushes, [], 0
+        if self.close_code is not None or self._transport.is_closing():
+            self.metrics.dropped["closed"] += len(pushes)
+            return
+        self._write_all(frames, pushes)
+
+    def _write_all(self, frames: list[bytes], pushes: list[tuple[bytes, Message]]) -> None:
+        """Write answers, and messages as long as the transport keeps up; the rest waits."""
+        at = 0
+        while at < len(pushes) and not self._outbox and not self._is_behind():
+            size = 0
+            while at < len(pushes) and size <= self._high:
+                frames.append(pushes[at][0])
+                size += len(pushes[at][0])
+                at += 1
+            self._write(frames)
+            frames = []
+        self._write(frames)
+        if at < len(pushes):
+            self._queue(pushes[at:])
+
+    def _is_behind(self) -> bool:
+        return self._transport.get_write_buffer_size() > self._high
+
+    def _write(self, frames: list[bytes]) -> None:
+        if frames:
             self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def _queue(self, pushes: list[tuple[bytes, Message]]) -> None:
+        """Let *pushes* wait, and see to it that they do not wait for ever."""
+        outbox = self._outbox = self._outbox or Outbox(self.slow_consumer)
+        limit = self.max_queue_bytes - self._transport.get_write_buffer_size()
+        fits = True
+        try:
+            for frame, message in pushes:
+                fits = outbox.add(frame, message, limit)
+        except Exception:
+            logger.exception("%s the key of conflate failed", self)
+            self.close_soon(1011, "conflate failed")
+            return
+        if not fits:
+            self.close_soon(SLOW_CONSUMER, "slow consumer")
+        elif self._pump is None:
+            self._pump = self._loop.create_task(self._hand_on(outbox))
+
+    async def _hand_on(self, outbox: Outbox) -> None:
+        """Hand to the transport what waits, as fast as the client reads."""
+        try:
+            while outbox and self.close_code is None:
+                await self._writer.drain()
+                if self._is_behind():  # a transport whose marks aiohttp does not watch
+                    await asyncio.sleep(POLL)
+                    continue
+                self._tell_missed(outbox)
+                self._write(outbox.take(self._high))
+                await asyncio.sleep(0)
+        except ConnectionError as error:
+            logger.debug("%s is gone with %d bytes waiting: %r", self, outbox.size, error)
+        finally:
+            self._pump = self._outbox = None
+            if self.close_code is not None:
+                self.metrics.dropped["closed"] += len(outbox)
+
+    def _tell_missed(self, outbox: Outbox) -> None:
+        """Say what was dropped before any message that is newer."""
+        missed, outbox.missed = outbox.missed, {}
+        dialect = self.push_dialect or self.dialect
+        for channel, count in missed.items():
+            self.metrics.dropped["slow"] += count
+            data = orjson.dumps({"channel": channel, "missed": count})
+            self._write([text_frame(dialect.notice(Notice("gap", data)))])
 
     def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self.flush)
+
+    # -- signs of life ----------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Look at the clock, once in a while: ping, and close what is dead, idle or too old."""
+        self._control = min(CONTROL_BURST, self._control + CONTROL_RATE * (now - self._ticked_at))
+        self._ticked_at = now
+        if self.is_heard:
+            self.is_heard = self._is_pinged = False
+            self._heard_at = now
+        if self.is_used:
+            self.is_used = False
+            self._used_at = now
+        if self.calls is not None:
+            self.calls.tick(now)
+        if self.close_code is None:
+            self._check_pulse(now - self._heard_at)
+            self._check_time(now)
+
+    def _check_pulse(self, silence: float) -> None:
+        if self.heartbeat is None:
+            return
+        if silence >= self.heartbeat * 1.5:
+            self.close_soon(NO_PONG, "no pong")
+        elif silence >= self.heartbeat and not self._is_pinged:
+            self._is_pinged = True
+            self._write([ping_frame()])
+
+    def _check_time(self, now: float) -> None:
+        if len(self.calls or ()):
+            self._used_at = now
+        ends = [("age", self._opened_at + self.max_age, self.max_age)] if self.max_age else []
+        if self.max_idle:
+            ends.append(("idle", self._used_at + self.max_idle, self.max_idle))
+        if not ends:
+            return
+        reason, end, limit = min(ends, key=lambda item: item[1])
+        if now >= end:
+            self.close_soon(FORCED_RECONNECT, reason)
+        elif end - now > min(WARNING, limit / 2):
+            self._is_warned = False
+        elif not self._is_warned:
+            self._is_warned = True
+            self.notify(Notice("expiring", orjson.dumps({"reason": reason, "in": round(end - now, 3)})))
+
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping with the same *payload* (RFC 6455 §5.5.3); a client that sends too many is closed."""
+        self.count_control()
+        if self.close_code is None:
+            self._write([pong_frame(payload)])
+
+    def count_control(self) -> None:
+        """A control frame has come."""
+        self._control -= 1
+        if self._control < 0:
+            self.close_soon(TOO_MANY, "too many control frames")
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    async def move(self, within: float = 0.0, *, grace: float = 10.0, code: int = FORCED_RECONNECT) -> None:
+        """Ask the client to come back on a connection of its own choice, and close this one.
+
+        A ``drain`` notice tells it to leave in *within* seconds. Then no more calls begin; those in flight have
+        *grace* seconds to end, and are answered -32014 if they have not. At last the socket is closed with *code*.
+        """
+        data = {"reconnect_in": round(within, 3), "deadline": round(within + grace, 3)}
+        self.notify(Notice("drain", orjson.dumps(data)))
+        if within > 0:
+            await asyncio.sleep(within)
+        self.is_leaving = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._idle()
+        if self.calls:
+            self.calls.dismiss()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await self._idle()
+        await self.close(code, "moved")
+
+    async def _idle(self) -> None:
+        while self.calls and self.close_code is None:  # noqa: ASYNC110  # see POLL
+            await asyncio.sleep(POLL)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection and return when it is gone, at the latest after `CLOSE_TIMEOUT`.
@@ -154,10 +372,10 @@ class Websocket:
 
     def close_soon(self, code: int = 1000, reason: str = "") -> None:
         """Begin what `close` does, without waiting for its end."""
-        if self._closer is None:
-            self._write()
-            if self.close_code is None:
-                self.close_code = code
+        if self._closer is None and self.close_code is None:
+            self._hand_over()
+        if self._closer is None:  # handing over may have found the client too slow, and begun to close
+            self.close_code = self.close_code or code
             if not self._transport.is_closing():
                 self._transport.write(close_frame(code, reason))
             self._closer = self._loop.create_task(self._close())

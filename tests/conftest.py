@@ -140,6 +140,17 @@ class Served:
     async def connect(self, path: str = "/stream", **options: Any) -> Client:
         return Client(await self.session.ws_connect(self.server.make_url(path), **options))
 
+    async def refused(self, path: str = "/stream") -> tuple[int, str | None]:
+        """Status and Retry-After of a handshake that is refused."""
+        headers = {
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        }
+        async with self.session.get(self.server.make_url(path), headers=headers) as response:
+            return response.status, response.headers.get("Retry-After")
+
     async def connect_raw(self, path: str = "/stream") -> RawClient:
         reader, writer = await asyncio.open_connection(self.server.host, self.server.port)
         self._writers.append(writer)

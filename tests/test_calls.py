@@ -231,6 +231,66 @@ async def test_on_error_is_told_once_of_each_fault(serve: Serve) -> None:
     assert len(Faulty.told) == 2
 
 
+class Timed(WsPathMixin, web.View):
+    """Methods with the view's time, their own, and none."""
+
+    call_timeout = 0.1
+
+    async def ws_rpc_long(self) -> None:
+        await GATE.wait()
+
+    @ws_rpc(timeout=0.3)
+    async def ws_rpc_longer(self) -> None:
+        await GATE.wait()
+
+    @ws_rpc(timeout=None)
+    async def ws_rpc_endless(self) -> str:
+        await GATE.wait()
+        return "at last"
+
+
+async def test_a_call_has_its_time(serve: Serve) -> None:
+    """The view's, or the method's own, or none; then it is cancelled and answered -32008, and the socket lives."""
+    served = await serve(Timed)
+    served.manager.tick = 0.02
+    client = await served.connect()
+    for method in ("endless", "longer", "long"):
+        await client.send({"id": method, "method": method})
+    await until(lambda: GATE.waiting == 3)
+    for method in ("long", "longer"):
+        answer = await client.receive()
+        assert (answer["id"], answer["error"]) == (method, {"message": "Call timed out", "code": -32008})
+    assert GATE.waiting == 1
+    GATE.open.set()
+    assert (await client.receive())["response"] == "at last"
+
+
+async def test_calls_are_counted_by_method_and_outcome(serve: Serve) -> None:
+    """Each once; names that callers make up count as one, and what nobody was told is counted as dropped."""
+    served = await serve(Stream)
+    client = await served.connect()
+    await client.call("echo", 1)
+    await client.error("refuse", {})
+    await client.error("unsayable")
+    await client.error("made up")
+    await client.error("also made up")
+    await client.send({"jsonrpc": "2.0", "method": "refuse", "params": {}})
+    await client.send({"id": "w", "method": "wait"})
+    await until(lambda: GATE.waiting)
+    await client.ws.close()
+    await served.at_rest()
+    await until(lambda: served.manager.metrics.calls["wait", "gone"])
+    info = served.manager.server_info()
+    assert info["calls"] == {
+        "echo": {"ok": 1},
+        "refuse": {"7": 2},
+        "unsayable": {"-32603": 1},
+        "_OTHER": {"-32601": 2},
+        "wait": {"gone": 1},
+    }
+    assert info["dropped"] == {"notification": 1}
+
+
 async def test_a_stubborn_method_does_not_keep_a_gone_client(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     """A method that swallows its cancellation ends in peace, unanswered."""
     served = await serve(Stream)

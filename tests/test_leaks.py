@@ -87,4 +87,7 @@ async def test_cycles_in_random_order_leave_nothing(serve: Serve, living: Callab
     assert not channels._subscribed
     assert not channels._tasks
     assert not channels._retries
-    assert served.manager.server_info() == {"connections": 0, "channels": {}, "dropped": 0}
+    info = served.manager.server_info()
+    assert (info["connections"], info["channels"], info["queued_bytes"]) == (0, {}, 0)
+    assert info["opened"] == sum(info["closes"].values()) == CYCLES
+    assert not served.manager._admitted

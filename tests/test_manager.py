@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sys
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,6 +20,14 @@ from openapi_ws import LocalBroker, Publish, SocketsManager, Subscribe, WsPathMi
 class Stream(WsPathMixin, Subscribe, Publish, web.View):
     async def ws_rpc_wait(self) -> None:
         await asyncio.Event().wait()
+
+    async def ws_rpc_nap(self) -> None:
+        await asyncio.sleep(0.2)
+
+    async def ws_rpc_swallow(self) -> None:
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
 
 
 class Traced(SocketsManager):
@@ -44,9 +55,10 @@ async def test_for_app_starts_and_stops_with_the_application(serve: Serve) -> No
     assert trace == ["start", "stop with 0 sockets, 0 channels"]
 
 
-async def test_shutdown_waits_for_nobody(serve: Serve) -> None:
-    """Idle, in a call, and one that never reads: all are closed at once, 1012, and the application ends."""
+async def test_shutdown_ends_in_its_time_whatever_clients_do(serve: Serve) -> None:
+    """Idle, in a call, and one that never reads: all are closed, 1012, and the application ends."""
     served = await serve(Stream)
+    served.manager.drain_timeout = 0.1
     idle, busy = [await served.connect() for _ in range(2)]
     await busy.send({"id": 1, "method": "wait"})
     stalled = await served.connect_raw()
@@ -82,15 +94,127 @@ async def test_a_broker_that_hangs_does_not_keep_the_application(serve: Serve, m
     await until(lambda: len(asyncio.all_tasks()) == 1)
 
 
+class Whose(WsPathMixin, web.View):
+    """A view whose clients say who they are."""
+
+    def identity(self) -> str | None:
+        return self.request.query.get("user")
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [("max_sockets", 503), ("max_sockets_per_address", 429), ("max_sockets_per_identity", 429)],
+)
+async def test_connections_are_limited_before_the_upgrade(serve: Serve, limit: str, status: int) -> None:
+    """The one too many is told when to come back; one that leaves makes room; another identity has its own."""
+    served = await serve(Whose)
+    setattr(served.manager, limit, 2)
+    clients = [await served.connect("/stream?user=ada") for _ in range(2)]
+    for _ in range(3):
+        assert await served.refused("/stream?user=ada") == (status, "5")
+    if limit == "max_sockets_per_identity":
+        await served.connect("/stream?user=bob")
+        await served.connect("/stream")
+    await clients[0].ws.close()
+    await until(lambda: len(served.manager.sockets) < (4 if limit == "max_sockets_per_identity" else 2))
+    await until(lambda: served.manager._admitted["address", "127.0.0.1"] < len(clients) + 2)
+    await served.connect("/stream?user=ada")
+    assert served.manager.server_info()["refused"] == {limit.rpartition("_")[2]: 3}
+
+
+async def test_draining_sees_clients_off_one_by_one(serve: Serve) -> None:
+    """Each is told its own moment, calls in flight may finish, new handshakes are refused, then 1012."""
+    served = await serve(Stream)
+    clients = [await served.connect() for _ in range(20)]
+    await clients[0].send({"id": "nap", "method": "nap"})
+    await until(lambda: served.manager.metrics.opened == 20)
+    draining = asyncio.create_task(served.manager.drain(5))
+    notices = [await client.receive() for client in clients]
+    assert {notice["notice"] for notice in notices} == {"drain"}
+    moments = [notice["data"]["reconnect_in"] for notice in notices]
+    assert len(set(moments)) > 10
+    assert max(moments) <= 20 / 500
+    assert {notice["data"]["deadline"] for notice in notices} == {5}
+    assert not served.manager.ready
+    assert await served.refused() == (503, "1")
+    assert (await clients[0].receive())["id"] == "nap"
+    assert {await client.closed() for client in clients} == {1012}
+    await draining
+    await served.at_rest()
+
+
+async def test_calls_that_do_not_end_in_time_are_answered(serve: Serve) -> None:
+    """-32014, and their methods are cancelled; one that swallows it does not keep the socket."""
+    served = await serve(Stream)
+    client = await served.connect()
+    for method in ("wait", "swallow"):
+        await client.send({"id": method, "method": method})
+    await until(lambda: len(next(iter(served.manager.sockets)).calls or ()) == 2)
+    async with asyncio.timeout(4):
+        draining = asyncio.create_task(served.manager.drain(0.1))
+        assert (await client.receive())["notice"] == "drain"
+        assert (await client.receive())["error"] == {"message": "Server is draining", "code": -32014}
+        assert await client.closed() == 1012
+        await draining
+        await served.at_rest()
+        await until(lambda: len(asyncio.all_tasks()) <= 3)
+
+
+async def test_a_second_signal_skips_the_wait(tmp_path: Path) -> None:
+    """SIGTERM drains, for as long as a call runs; SIGTERM again ends the process at once, with its clean-up done."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", program, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        port = int(await asyncio.wait_for(process.stdout.readline(), 10))
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"http://127.0.0.1:{port}/stream") as ws:
+            await ws.send_json({"id": 1, "method": "wait"})
+            await ws.send_json({"id": 2, "method": "echo"})
+            await asyncio.wait_for(ws.receive(), 10)
+            process.terminate()
+            assert (await asyncio.wait_for(ws.receive_json(), 10))["notice"] == "drain"
+            process.terminate()
+            assert (await asyncio.wait_for(ws.receive(), 10)).data == 1012
+        assert await asyncio.wait_for(process.stdout.readline(), 10) == b"cleaned up\n"
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+PROGRAM = """
+import asyncio
+from aiohttp import web
+from openapi_ws import SocketsManager, WsPathMixin
+
+class Stream(WsPathMixin, web.View):
+    async def ws_rpc_wait(self):
+        await asyncio.sleep(60)
+    async def ws_rpc_echo(self):
+        pass
+
+async def clean_up(app):
+    yield
+    print("cleaned up", flush=True)
+
+app = web.Application()
+app["web_sockets"] = SocketsManager.for_app(app)
+app["web_sockets"].drain_timeout = 60
+app.cleanup_ctx.append(clean_up)
+app.router.add_view("/stream", Stream)
+web.run_app(app, host="127.0.0.1", port=0, print=lambda text: print(text.split(":")[2].split(" ")[0], flush=True))
+"""
+
+
 async def test_a_new_client_is_refused_while_shutting_down(serve: Serve) -> None:
     """503, with when to come back."""
     served = await serve(Stream)
     await served.manager.close_sockets()
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        await served.connect()
-    assert refused.value.status == 503
-    assert refused.value.headers is not None
-    assert refused.value.headers["Retry-After"] == "1"
+    assert await served.refused() == (503, "1")
 
 
 async def test_a_bare_manager_works_and_says_once_what_is_missing(

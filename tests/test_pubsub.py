@@ -69,6 +69,9 @@ async def test_subscribe_answers_with_all_subscriptions(serve: Serve) -> None:
         ({"channel": ""}, {"channel": "at least 1 character"}),
         ({"channel": 1}, {"channel": "valid string"}),
         ({"channel": "c" * 256}, {"channel": "at most 255"}),
+        ({"channel": "with space"}, {"channel": "match pattern"}),
+        ({"channel": "ümlaut"}, {"channel": "match pattern"}),
+        ({"channel": "line\n"}, {"channel": "match pattern"}),
         ({"channel": "c", "event": "e" * 256}, {"event": "at most 255"}),
         ({"channel": "c", "event": 1}, {"event": "valid string"}),
     ],
@@ -82,6 +85,23 @@ async def test_a_wrong_channel_or_event_is_answered(
     assert error["code"] == -32602
     assert error["errors"].keys() == errors.keys()
     assert all(why in error["errors"][field] for field, why in errors.items())
+
+
+class Few(Stream):
+    max_subscriptions = 2
+
+
+async def test_subscriptions_are_limited(serve: Serve) -> None:
+    """The third event is refused, one that is there is not new, and what the server joins is its own affair."""
+    client = await (await serve(Few)).connect()
+    for event in ("a", "b"):
+        await client.call("subscribe", {"channel": "c", "event": event})
+    assert (await client.error("subscribe", {"channel": "c", "event": "c"}))["code"] == -32005
+    await client.call("subscribe", {"channel": "c", "event": "b"})
+    await client.call("enter", "room")
+    await client.call("unsubscribe", {"channel": "c", "event": "a"})
+    await client.call("exit", "room")
+    await client.call("subscribe", {"channel": "c", "event": "c"})
 
 
 async def test_publish_answers_with_what_was_published(serve: Serve) -> None:

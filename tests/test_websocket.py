@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
 
 import pytest
 from aiohttp import web
-from conftest import Serve, until
+from conftest import Client, RawClient, Serve, Served, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openapi_ws import Subscribe, Websocket, WsPathMixin
-from openapi_ws.protocol import JSONRPC, Notice
-from openapi_ws.websocket import text_frame
+from openapi_ws import Subscribe, Websocket, WsPathMixin, conflate, drop_oldest
+from openapi_ws.frames import text_frame
+from openapi_ws.protocol import JSONRPC, Message, Notice
+
+
+def push(websocket: Websocket, data: bytes) -> None:
+    """Push *data* as the whole text of a frame."""
+    websocket.push(text_frame(data), Message("c", "e", data))
 
 
 class Stream(WsPathMixin, Subscribe, web.View):
@@ -41,27 +47,236 @@ async def test_answers_of_any_size_arrive(serve: Serve, size: int) -> None:
     assert await client.call("echo", "x" * size) == "x" * size
 
 
-async def test_a_client_that_never_reads_is_disconnected_alone(serve: Serve) -> None:
-    """4008 once more waits for it than its bound; another client gets every message, in order."""
-    served = await serve(Stream)
-    good, stalled = await served.connect(), await served.connect_raw()
-    await good.call("subscribe", {"channel": "c"})
-    stalled.frame(b'{"id":1,"method":"subscribe","payload":{"channel":"c"}}')
-    await stalled.read()
-    stalled.reader._transport.pause_reading()  # type: ignore[attr-defined]  # a peer that never reads again
-    [socket] = [ws for ws in served.manager.sockets if ws.socket_id != await name(good, served.manager.sockets)]
-    for number in range(300):
-        await served.manager.publish("c", "e", [number, "x" * 50_000])
+class Feed(Stream):
+    """A view whose clients lag soon."""
+
+    max_queue_bytes = 200_000
+    send_buffer_bytes = 4096
+
+    async def ws_rpc_stream(self, payload: int) -> str:
+        """Send many messages to the caller, as fast as it reads."""
+        for number in range(payload):
+            await self.send("c", "e", [number, "x" * 10_000])
+            type(self).sent = number
+        return "done"
+
+    sent = 0
+
+
+class Dropping(Feed):
+    slow_consumer = drop_oldest
+
+
+class Latest(Feed):
+    slow_consumer = conflate(lambda message: message.event)
+
+
+class Faulty(Feed):
+    slow_consumer = conflate(lambda message: {}[message.event])
+
+
+async def stalled(served: Served) -> tuple[RawClient, Websocket]:
+    """A subscribed client that does not read until it is told to, and its socket."""
+    before = set(served.manager.sockets)
+    client = await served.connect_raw()
+    [socket] = served.manager.sockets - before
+    client.frame(b'{"id":1,"method":"subscribe","payload":{"channel":"c"}}')
+    await client.read()
+    client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # a peer that does not read
+    return client, socket
+
+
+async def flood(served: Served, count: int, good: Client) -> None:
+    """Publish *count* messages that *good* reads one by one."""
+    for number in range(count):
+        await served.manager.publish("c", f"e{number % 3}", [number, "x" * 20_000])
         assert (await good.message())["data"][0] == number
+
+
+async def test_a_client_that_never_reads_is_disconnected_alone(serve: Serve) -> None:
+    """4008 once more waits for it than its bound, and counted; another client gets every message, in order."""
+    served = await serve(Feed)
+    good = await served.connect()
+    await good.call("subscribe", {"channel": "c"})
+    _, socket = await stalled(served)
+    await flood(served, 300, good)
     await until(lambda: socket not in served.manager.sockets)
-    assert socket.close_code == 4008
+    await until(lambda: served.manager.server_info()["closes"] == {"4008": 1})
+    assert served.manager.server_info()["dropped"]["closed"] > 0
 
 
-async def name(client: object, sockets: set[Websocket]) -> str:
-    """The id of the first socket that came: sockets are told apart by their client's port."""
-    port = client.ws.get_extra_info("sockname")[1]  # type: ignore[attr-defined]  # aiohttp's client socket
-    [found] = [ws for ws in sockets if ws.request.transport.get_extra_info("peername")[1] == port]  # type: ignore[union-attr]
-    return found.socket_id
+@pytest.mark.parametrize("view", [Dropping, Latest])
+async def test_a_client_that_lags_is_told_what_it_missed(serve: Serve, view: type[Feed]) -> None:
+    """Before the next message, by channel; received and missed are all there were, and it stays within its bound."""
+    served = await serve(view)
+    good = await served.connect()
+    await good.call("subscribe", {"channel": "c"})
+    client, socket = await stalled(served)
+    await flood(served, 400, good)
+    assert socket in served.manager.sockets
+    assert socket.queued_bytes <= view.max_queue_bytes + 20_100
+    client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # it reads again
+    numbers, missed, frames = [], 0, []
+    while not {397, 398, 399} <= set(numbers):
+        frame = json.loads((await client.read())[1])
+        frames.append("gap" if frame.get("notice") == "gap" else "message")
+        if frame.get("notice") == "gap":
+            assert frame["data"]["channel"] == "c"
+            missed += frame["data"]["missed"]
+        else:
+            numbers.append(frame["data"][0])
+    if view is Dropping:
+        assert numbers == sorted(numbers)
+    assert len(numbers) + missed == 400
+    assert served.manager.metrics.dropped["slow"] == missed > 0
+    first_hole = next(at for at, number in enumerate(numbers) if number != at)
+    assert "gap" in frames[: first_hole + 1]
+
+
+async def test_conflating_keeps_the_latest_of_each_key(serve: Serve) -> None:
+    """The last message of each event arrives, whatever was left out before."""
+    served = await serve(Latest)
+    good = await served.connect()
+    await good.call("subscribe", {"channel": "c"})
+    client, _ = await stalled(served)
+    await flood(served, 90, good)
+    client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # it reads again
+    latest: dict[str, int] = {}
+    while latest != {"e0": 87, "e1": 88, "e2": 89}:
+        frame = json.loads((await client.read())[1])
+        if "event" in frame:
+            assert latest.get(frame["event"], -1) < frame["data"][0]
+            latest[frame["event"]] = frame["data"][0]
+
+
+async def test_a_key_that_fails_costs_its_own_socket_alone(serve: Serve) -> None:
+    """1011 for the client that lags; the others get every message."""
+    served = await serve(Faulty)
+    good = await served.connect()
+    await good.call("subscribe", {"channel": "c"})
+    _, socket = await stalled(served)
+    await flood(served, 100, good)
+    await until(lambda: socket not in served.manager.sockets)
+    assert socket.close_code == 1011
+
+
+async def test_a_method_that_streams_is_slowed_by_its_client(serve: Serve) -> None:
+    """`send` waits while the client does not read, and goes on when it does; nothing is lost."""
+    Feed.sent = 0
+    served = await serve(Feed)
+    client, socket = await stalled(served)
+    client.frame(b'{"id":2,"method":"stream","payload":300}')
+    good = await served.connect()
+    await until(lambda: Feed.sent > 0)
+    for _ in range(20):
+        await good.call("echo", "others go on")
+    assert Feed.sent < 290
+    assert socket.queued_bytes <= Feed.max_queue_bytes
+    client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # it reads again
+    frames = [json.loads((await client.read())[1]) for _ in range(301)]
+    assert [frame["data"][0] for frame in frames[:-1]] == list(range(300))
+    assert frames[-1]["response"] == "done"
+
+
+async def test_a_burst_in_one_tick_to_a_client_that_reads_arrives(serve: Serve) -> None:
+    """What the transport does not take at once follows, in order, without any policy."""
+    served = await serve(Feed)
+    client = await served.connect()
+    await client.call("subscribe", {"channel": "c"})
+    for number in range(15):
+        await served.manager.publish("c", "e", [number, "x" * 10_000])
+    assert [(await client.message())["data"][0] for _ in range(15)] == list(range(15))
+
+
+class Beating(Stream):
+    heartbeat = 0.2
+
+
+async def test_a_silent_client_is_pinged_and_one_that_stays_silent_is_closed(serve: Serve) -> None:
+    """A ping after the heartbeat, 4012 after 1.5 of it; the reader of a healthy client answers and stays."""
+    served = await serve(Beating)
+    served.manager.tick = 0.02
+    good, silent = await served.connect(), await served.connect_raw()
+    reading = asyncio.create_task(good.ws.receive())
+    assert (await silent.read())[0] == 9
+    assert await silent.read() == (8, (4012).to_bytes(2) + b"no pong")
+    await until(lambda: len(served.manager.sockets) == 1)
+    await asyncio.wait([reading], timeout=0.6)
+    assert len(served.manager.sockets) == 1
+    reading.cancel()
+
+
+async def test_a_busy_client_is_never_killed(serve: Serve) -> None:
+    """Whatever it sends is a sign of life, also a pong, also while its calls run."""
+    served = await serve(Beating)
+    served.manager.tick = 0.02
+    client = await served.connect_raw()
+    for _ in range(8):
+        opcode, _ = await client.read()
+        assert opcode == 9
+        client.frame(b"", opcode=10)
+    assert len(served.manager.sockets) == 1
+
+
+async def test_pings_are_answered_and_too_many_close_the_socket(serve: Serve) -> None:
+    """Each with its payload, while they come at 10 a second or a few at once; a flood is 4013."""
+    served = await serve(Stream)
+    client = await served.connect_raw()
+    for number in range(20):
+        client.frame(b"ping %d" % number, opcode=9)
+    for number in range(20):
+        assert await client.read() == (10, b"ping %d" % number)
+    for _ in range(2):
+        client.frame(b"", opcode=9)
+    assert await client.read() == (8, (4013).to_bytes(2) + b"too many control frames")
+
+
+class Passing(Stream):
+    max_idle = 0.3
+
+    async def ws_rpc_wait(self) -> None:
+        await asyncio.sleep(0.5)
+
+
+class Ageing(Stream):
+    max_age = 0.3
+
+
+@pytest.mark.parametrize(("view", "reason"), [(Passing, "idle"), (Ageing, "age")])
+async def test_an_idle_or_old_socket_is_told_and_closed(serve: Serve, view: type[Stream], reason: str) -> None:
+    """A notice first, then 4011; pongs do not count as use."""
+    served = await serve(view)
+    served.manager.tick = 0.02
+    client = await served.connect_raw()
+    opcode, payload = await client.read()
+    notice = json.loads(payload)
+    assert (opcode, notice["notice"], notice["data"]["reason"]) == (1, "expiring", reason)
+    assert 0 < notice["data"]["in"] <= 0.3
+    client.frame(b"", opcode=10)
+    assert await client.read() == (8, (4011).to_bytes(2) + reason.encode())
+
+
+async def test_a_call_in_flight_is_use(serve: Serve) -> None:
+    """A socket that waits for its answer is not idle."""
+    served = await serve(Passing)
+    served.manager.tick = 0.02
+    client = await served.connect()
+    assert await client.call("wait") is None
+
+
+async def test_a_socket_can_be_moved_alone(serve: Serve) -> None:
+    """It is told when to leave, its calls may end, new ones are refused, and it is closed with 4011."""
+    served = await serve(Passing)
+    client = await served.connect()
+    [websocket] = served.manager.sockets
+    await client.send({"id": "w", "method": "wait"})
+    moving = asyncio.create_task(websocket.move(within=0.05, grace=5))
+    assert await client.receive() == {"notice": "drain", "data": {"reconnect_in": 0.05, "deadline": 5.05}}
+    await until(lambda: websocket.is_leaving)
+    assert (await client.error("echo", "late"))["code"] == -32014
+    assert (await client.receive())["id"] == "w"
+    assert await client.closed() == 4011
+    await moving
 
 
 async def test_a_close_ends_though_the_peer_is_silent(serve: Serve) -> None:
@@ -70,7 +285,7 @@ async def test_a_close_ends_though_the_peer_is_silent(serve: Serve) -> None:
     silent = await served.connect_raw()
     silent.reader._transport.pause_reading()  # type: ignore[attr-defined]  # it will not see the close frame
     [websocket] = served.manager.sockets
-    websocket.push(text_frame(b"x" * 60_000_000))
+    push(websocket, b"x" * 60_000_000)
     async with asyncio.timeout(5):
         await websocket.close(4000, "bye")
         await served.at_rest()
@@ -108,12 +323,12 @@ async def test_answers_of_a_tick_go_first_and_held_messages_wait(serve: Serve) -
     served = await serve(Stream)
     client = await served.connect()
     [websocket] = served.manager.sockets
-    websocket.push(text_frame(b'"message"'))
+    push(websocket, b'"message"')
     websocket.send(b'"answer"')
     assert [await client.receive() for _ in range(2)] == ["answer", "message"]
     websocket.hold()
-    websocket.push(text_frame(b'"held 1"'))
-    websocket.push(text_frame(b'"held 2"'))
+    push(websocket, b'"held 1"')
+    push(websocket, b'"held 2"')
     websocket.send(b'"overtakes"')
     assert await client.receive() == "overtakes"
     websocket.release()

@@ -1,0 +1,38 @@
+"""Floor 0, words: whole frames of RFC 6455, as a server sends them: unmasked, in one piece."""
+
+from __future__ import annotations
+
+import struct
+
+__all__ = ["close_frame", "ping_frame", "pong_frame", "text_frame"]
+
+TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
+"""First bytes: FIN and the opcode (§5.2)."""
+REASON_LIMIT = 123
+"""Bytes of a close reason: a control frame holds 125 (§5.5), two of them the code."""
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A whole, unmasked text frame (§5.2) of UTF-8 *payload*."""
+    size = len(payload)
+    if size < 126:
+        return b"%c%c%b" % (TEXT, size, payload)
+    if size < 65536:
+        return b"%c\x7e%b%b" % (TEXT, struct.pack("!H", size), payload)
+    return b"%c\x7f%b%b" % (TEXT, struct.pack("!Q", size), payload)
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """A whole close frame (§5.5.1); *reason* is cut at 123 bytes, between characters."""
+    text = reason.encode()[:REASON_LIMIT].decode(errors="ignore").encode()
+    return b"%c%c%b%b" % (CLOSE, len(text) + 2, struct.pack("!H", code), text)
+
+
+def ping_frame() -> bytes:
+    """A ping without payload (§5.5.2)."""
+    return b"%c\0" % PING
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping with *payload*, at most 125 bytes (§5.5.3)."""
+    return b"%c%c%b" % (PONG, len(payload), payload)

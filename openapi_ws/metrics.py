@@ -1,0 +1,42 @@
+"""Floor 0, words: what one process has counted. Whoever sees a thing happen counts it; nothing here asks the time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """Counters since the process started, and one gauge."""
+
+    __slots__ = ("calls", "closes", "dropped", "lag", "opened", "refused")
+
+    def __init__(self) -> None:
+        self.opened = 0
+        """Handshakes that became sockets."""
+        self.refused: Counter[str] = Counter()
+        """Handshakes that were refused, by reason: ``closing``, ``sockets``, ``address``, ``identity``."""
+        self.closes: Counter[int] = Counter()
+        """Sockets that are gone, by close code."""
+        self.calls: Counter[tuple[str, str]] = Counter()
+        """Calls that have ended, by method and outcome: ``ok``, ``gone``, or the code of the error."""
+        self.dropped: Counter[str] = Counter()
+        """What did not reach whom it was for, by reason: messages ``slow`` or ``closed``, calls ``notification``."""
+        self.lag = 0.0
+        """Seconds by which the event loop was late when it last looked."""
+
+    def info(self) -> dict[str, Any]:
+        """All of it as JSON can hold it."""
+        calls: dict[str, dict[str, int]] = {}
+        for (method, outcome), count in self.calls.items():
+            calls.setdefault(method, {})[outcome] = count
+        return {
+            "opened": self.opened,
+            "refused": dict(self.refused),
+            "closes": {str(code): count for code, count in self.closes.items()},
+            "calls": calls,
+            "dropped": dict(self.dropped),
+            "lag": self.lag,
+        }
