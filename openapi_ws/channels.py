@@ -161,6 +161,11 @@ class Channels:
         """What *listener* is on: event names and patterns by channel."""
         return {channel: list(events) for channel, events in self._subscribed.get(listener, {}).items()}
 
+    def hears(self, listener: Listener, message: Message) -> bool:
+        """*listener* is on what *message* was published to."""
+        events = self._subscribed.get(listener, {}).get(message.channel, ())
+        return any(Pattern(name).matches(message.event) for name in events)
+
     # -- who listens ------------------------------------------------------------------------------------------
 
     async def register(self, channel_name: str, event_name: str | None, listener: Listener) -> Channel:

@@ -74,6 +74,13 @@ class Outbox:
             size -= len(frame)
         return frames
 
+    def discard(self, is_unwanted: Callable[[Message], bool]) -> None:
+        """Take out the messages that the client does not want any more; it is not told of them."""
+        for key, (frame, message) in tuple(self._waiting.items()):
+            if is_unwanted(message):
+                del self._waiting[key]
+                self.size -= len(frame)
+
     def _forget(self, frame: bytes, message: Message) -> None:
         self.size -= len(frame)
         self.missed[message.channel] = self.missed.get(message.channel, 0) + 1

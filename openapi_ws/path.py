@@ -20,6 +20,7 @@ from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
 from .protocol import HOUSE, JSONRPC, Call, Message, encode
 from .pubsub import listen
+from .pulse import Pulse
 from .rpc import Method, methods_of
 from .websocket import CLOSE_TIMEOUT, Websocket, tune
 
@@ -214,6 +215,8 @@ class WsPathMixin:
         metrics: Metrics,
         identity: str | None,
     ) -> Websocket:
+        now = asyncio.get_running_loop().time()
+        pulse = Pulse(now, heartbeat=self.heartbeat, max_idle=self.max_idle, max_age=self.max_age)
         tune(transport, send_buffer_bytes=self.send_buffer_bytes, heartbeat=self.heartbeat)
         self.websocket = websocket = Websocket(
             self.request,
@@ -221,12 +224,10 @@ class WsPathMixin:
             writer,
             transport,
             metrics,
+            pulse,
             identity=identity,
             max_queue_bytes=self.max_queue_bytes,
             slow_consumer=self.slow_consumer,
-            heartbeat=self.heartbeat,
-            max_idle=self.max_idle,
-            max_age=self.max_age,
         )
         if response.ws_protocol:
             websocket.dialect = DIALECTS[response.ws_protocol]

@@ -113,4 +113,5 @@ class Subscribe:
         """End a subscription; answers what is left of them."""
         self.websocket.flush()  # what was published before goes out before the answer
         await self.channels.unregister(payload.channel, payload.event, self.websocket)
+        self.websocket.discard(lambda message: not self.channels.hears(self.websocket, message))
         return {"subscribed": self.channels.get_subscribed(self.websocket)}

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 import orjson
@@ -17,6 +18,7 @@ from .frames import close_frame, ping_frame, pong_frame, text_frame
 from .metrics import Metrics
 from .outbox import Outbox, SlowConsumer, disconnect
 from .protocol import HOUSE, Dialect, Message, Notice
+from .pulse import FORCED_RECONNECT, End, Ping, Pulse, Warn
 
 __all__ = ["Websocket", "tune"]
 
@@ -26,13 +28,9 @@ CLOSE_TIMEOUT = 1.0
 """Seconds within which every close from this side ends, whatever the peer does."""
 POLL = 0.01
 """Seconds between two looks at what tells no other way that it has changed."""
-CONTROL_RATE, CONTROL_BURST = 10, 20
-"""Control frames a client may send per second, and at once."""
 LAST_WORDS = 0.2
 """Seconds for a call that is dismissed to be answered."""
-WARNING = 10.0
-"""Seconds between the notice that a socket is going to be closed and the close."""
-SLOW_CONSUMER, FORCED_RECONNECT, NO_PONG, TOO_MANY = 4008, 4011, 4012, 4013
+SLOW_CONSUMER, TOO_MANY = 4008, 4013
 
 
 class Activity(Protocol):
@@ -70,11 +68,10 @@ class Websocket:
     """
 
     __slots__ = (
-        "__weakref__", "_answers", "_closer", "_control", "_end", "_flushing", "_heard_at", "_held", "_held_bytes",
-        "_high", "_is_pinged", "_is_warned", "_loop", "_opened_at", "_outbox", "_pump", "_pushes", "_response",
-        "_ticked_at", "_transport", "_used_at", "_writer", "calls", "close_code", "dialect", "dialect_is_fixed",
-        "has_ended", "heartbeat", "identity", "is_heard", "is_leaving", "is_used", "max_age", "max_idle",
-        "max_queue_bytes", "metrics", "push_dialect", "request", "slow_consumer", "socket_id",
+        "__weakref__", "_answers", "_closer", "_end", "_flushing", "_held", "_held_bytes", "_high", "_loop", "_outbox",
+        "_pump", "_pushes", "_response", "_taken", "_transport", "_was_waiting", "_writer", "_written", "calls",
+        "close_code", "dialect", "dialect_is_fixed", "has_ended", "identity", "is_heard", "is_leaving", "is_used",
+        "max_queue_bytes", "metrics", "pulse", "push_dialect", "request", "slow_consumer", "socket_id",
     )  # fmt: skip
 
     def __init__(
@@ -84,13 +81,11 @@ class Websocket:
         writer: AbstractStreamWriter,
         transport: asyncio.Transport,
         metrics: Metrics,
+        pulse: Pulse,
         *,
         identity: str | None = None,
         max_queue_bytes: int = 1024 * 1024,
         slow_consumer: SlowConsumer = disconnect,
-        heartbeat: float | None = 25.0,
-        max_idle: float | None = None,
-        max_age: float | None = None,
     ) -> None:
         self.socket_id = secrets.token_hex(16)
         """128 random bits, as hexadecimal; not a secret, not guessable."""
@@ -116,19 +111,18 @@ class Websocket:
         """The client has been asked to leave: no more calls begin."""
         self.calls: Activity | None = None
         """The calls in flight."""
+        self.pulse = pulse
+        """Its signs of life."""
         self.metrics, self.max_queue_bytes, self.slow_consumer = metrics, max_queue_bytes, slow_consumer
-        self.heartbeat, self.max_idle, self.max_age = heartbeat, max_idle, max_age
         self._response, self._writer, self._transport = response, writer, transport
         self._loop = asyncio.get_running_loop()
         self._high = transport.get_write_buffer_limits()[1]
-        self._opened_at = self._heard_at = self._used_at = self._ticked_at = self._loop.time()
-        self._control: float = CONTROL_BURST
-        self._is_pinged = self._is_warned = self._flushing = False
+        self._flushing = self._was_waiting = False
         self._answers: list[bytes] = []
         self._pushes: list[tuple[bytes, Message]] = []
         self._outbox: Outbox | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._held = self._held_bytes = 0
+        self._held = self._held_bytes = self._written = self._taken = 0
         self._closer: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
 
@@ -165,6 +159,11 @@ class Websocket:
         self._held_bytes += len(frame)
         if self._held_bytes > self.max_queue_bytes:
             self.close_soon(SLOW_CONSUMER, "too much held for an answer")
+
+    def discard(self, is_unwanted: Callable[[Message], bool]) -> None:
+        """Drop the waiting messages that the client does not want any more, e.g. since it has unsubscribed."""
+        if self._outbox:
+            self._outbox.discard(is_unwanted)
 
     async def drain(self) -> None:
         """Return when the client keeps up: what was sent is out, but for what the transport always holds.
@@ -226,11 +225,15 @@ class Websocket:
 
     def _write(self, frames: list[bytes]) -> None:
         if frames:
-            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+            data = frames[0] if len(frames) == 1 else b"".join(frames)
+            self._written += len(data)
+            self._transport.write(data)
 
     def _queue(self, pushes: list[tuple[bytes, Message]]) -> None:
         """Let *pushes* wait, and see to it that they do not wait for ever."""
-        outbox = self._outbox = self._outbox or Outbox(self.slow_consumer)
+        if self._outbox is None:
+            self._outbox = Outbox(self.slow_consumer)
+        outbox = self._outbox
         limit = self.max_queue_bytes - self._transport.get_write_buffer_size()
         fits = True
         try:
@@ -259,9 +262,7 @@ class Websocket:
         except ConnectionError as error:
             logger.debug("%s is gone with %d bytes waiting: %r", self, outbox.size, error)
         finally:
-            self._pump = self._outbox = None
-            if self.close_code is not None:
-                self.metrics.dropped["closed"] += len(outbox)
+            self._pump = None
 
     def _tell_missed(self, outbox: Outbox) -> None:
         """Say what was dropped before any message that is newer."""
@@ -281,45 +282,29 @@ class Websocket:
 
     def tick(self, now: float) -> None:
         """Look at the clock, once in a while: ping, and close what is dead, idle or too old."""
-        self._control = min(CONTROL_BURST, self._control + CONTROL_RATE * (now - self._ticked_at))
-        self._ticked_at = now
-        if self.is_heard:
-            self.is_heard = self._is_pinged = False
-            self._heard_at = now
-        if self.is_used:
+        waiting = self._transport.get_write_buffer_size()
+        taken = self._written - waiting
+        # When bytes wait here, the kernel is full: if it takes more, the client reads, however late its pong may be.
+        if self.is_heard or (self._was_waiting and taken > self._taken):
+            self.is_heard = False
+            self.pulse.heard(now)
+        self._taken, self._was_waiting = taken, waiting > 0
+        if self.is_used or self.calls:
             self.is_used = False
-            self._used_at = now
+            self.pulse.used(now)
         if self.calls is not None:
             self.calls.tick(now)
         if self.close_code is None:
-            self._check_pulse(now - self._heard_at)
-            self._check_time(now)
+            self._heed(self.pulse.look(now))
 
-    def _check_pulse(self, silence: float) -> None:
-        if self.heartbeat is None:
-            return
-        if silence >= self.heartbeat * 1.5:
-            self.close_soon(NO_PONG, "no pong")
-        elif silence >= self.heartbeat and not self._is_pinged:
-            self._is_pinged = True
+    def _heed(self, verdict: Ping | Warn | End | None) -> None:
+        if isinstance(verdict, Ping):
             self._write([ping_frame()])
-
-    def _check_time(self, now: float) -> None:
-        if len(self.calls or ()):
-            self._used_at = now
-        ends = [("age", self._opened_at + self.max_age, self.max_age)] if self.max_age else []
-        if self.max_idle:
-            ends.append(("idle", self._used_at + self.max_idle, self.max_idle))
-        if not ends:
-            return
-        reason, end, limit = min(ends, key=lambda item: item[1])
-        if now >= end:
-            self.close_soon(FORCED_RECONNECT, reason)
-        elif end - now > min(WARNING, limit / 2):
-            self._is_warned = False
-        elif not self._is_warned:
-            self._is_warned = True
-            self.notify(Notice("expiring", orjson.dumps({"reason": reason, "in": round(end - now, 3)})))
+        elif isinstance(verdict, End):
+            self.close_soon(verdict.code, verdict.reason)
+        elif isinstance(verdict, Warn):
+            data = {"reason": verdict.reason, "in": round(verdict.seconds, 3)}
+            self.notify(Notice("expiring", orjson.dumps(data)))
 
     def pong(self, payload: bytes) -> None:
         """Answer a ping with the same *payload* (RFC 6455 §5.5.3); a client that sends too many is closed."""
@@ -328,9 +313,8 @@ class Websocket:
             self._write([pong_frame(payload)])
 
     def count_control(self) -> None:
-        """A control frame has come."""
-        self._control -= 1
-        if self._control < 0:
+        """A control frame has come; too many close the socket."""
+        if not self.pulse.allows_control():
             self.close_soon(TOO_MANY, "too many control frames")
 
     # -- the end ----------------------------------------------------------------------------------------------
@@ -398,5 +382,7 @@ class Websocket:
         except TimeoutError:
             logger.debug("%s did not answer the close in %s s and is cut off", self, CLOSE_TIMEOUT)
             self._transport.abort()
+        self.metrics.dropped["closed"] += len(self._pushes) + len(self._outbox or ())
+        self._pushes, self._outbox = [], None
         # aiohttp's own close() may wait for ever for a peer that does not read; now it has nobody to wait for.
         await self._response.close(drain=False)

@@ -345,3 +345,47 @@ async def test_a_notice_is_in_the_dialect_of_the_socket(serve: Serve) -> None:
     websocket.push_dialect = JSONRPC
     websocket.notify(Notice("drain"))
     assert await client.receive() == {"jsonrpc": "2.0", "method": "rpc.drain", "params": {"data": None}}
+
+
+async def test_a_client_that_reads_slowly_is_alive(serve: Serve) -> None:
+    """Its pong is behind megabytes that it reads bit by bit, for much longer than the heartbeat: it stays."""
+
+    class Slow(Feed):
+        heartbeat = 0.2
+        max_queue_bytes = 50_000_000
+
+    served = await serve(Slow)
+    served.manager.tick = 0.02
+    client, socket = await stalled(served)
+    for number in range(400):
+        await served.manager.publish("c", "e", [number, "x" * 20_000])
+    transport = client.reader._transport  # type: ignore[attr-defined]  # a peer that reads now and then
+    received = 0
+    ends = asyncio.get_running_loop().time() + 1.0
+    while asyncio.get_running_loop().time() < ends:
+        transport.resume_reading()
+        received += len(await client.reader.read(65_536))
+        transport.pause_reading()
+        await asyncio.sleep(0.02)
+    assert received < 8_000_000
+    assert socket in served.manager.sockets
+
+
+async def test_no_message_that_waits_comes_after_the_unsubscribe_answer(serve: Serve) -> None:
+    """What a lagging client does not want any more is taken out; what it wants still comes."""
+    served = await serve(Dropping)
+    client, socket = await stalled(served)
+    client.frame(b'{"id":2,"method":"subscribe","payload":{"channel":"d"}}')
+    await until(lambda: "d" in served.manager.channels)
+    for number in range(400):
+        await served.manager.publish("c" if number % 2 else "d", "e", [number, "x" * 20_000])
+        await asyncio.sleep(0)
+    await until(lambda: socket._outbox)
+    client.frame(b'{"id":3,"method":"unsubscribe","payload":{"channel":"c"}}')
+    await until(lambda: served.manager.channels.get_subscribed(socket) == {"d": ["*"]})
+    client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # it reads again
+    frames = []
+    while not frames or "channel" not in frames[-1] or frames[-1]["data"][0] != 398:
+        frames.append(json.loads((await client.read())[1]))
+    at = next(index for index, frame in enumerate(frames) if frame.get("id") == 3)
+    assert all(frame["channel"] == "d" for frame in frames[at + 1 :] if "channel" in frame)

@@ -1,0 +1,92 @@
+"""Floor 0, words: the signs of life of one client, and what they call for. Whoever asks says what time it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["End", "Ping", "Pulse", "Warn"]
+
+CONTROL_RATE, CONTROL_BURST = 10, 20
+"""Control frames a client may send per second, and at once."""
+WARNING = 10.0
+"""Seconds between the warning that a socket is going to be closed and the end, or half of its time if that is less."""
+FORCED_RECONNECT, NO_PONG = 4011, 4012
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """It has been silent for a while: ask whether it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """It will be closed for *reason* in *seconds*."""
+
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Its time is up."""
+
+    code: int
+    reason: str
+
+
+class Pulse:
+    """When a client was last heard and used, and since when it is here; times in seconds of one clock.
+
+    With *heartbeat* seconds of silence it is to be pinged, with 1.5 times as many it is dead; with *max_idle* seconds
+    without use, or *max_age* of life, it is to be closed. None means never.
+    """
+
+    __slots__ = ("_control", "_heard", "_looked", "_pinged", "_since", "_used", "_warned", "heartbeat", "max_age",
+                 "max_idle")  # fmt: skip
+
+    def __init__(self, now: float, *, heartbeat: float | None, max_idle: float | None, max_age: float | None) -> None:
+        self.heartbeat, self.max_idle, self.max_age = heartbeat, max_idle, max_age
+        self._since = self._heard = self._used = self._looked = now
+        self._pinged = self._warned = False
+        self._control: float = CONTROL_BURST
+
+    def heard(self, now: float) -> None:
+        """A frame has come, or the client has read."""
+        self._heard, self._pinged = now, False
+
+    def used(self, now: float) -> None:
+        """A message has come, or a call is in flight."""
+        self._used = now
+
+    def allows_control(self) -> bool:
+        """A control frame has come; False if there are too many of them."""
+        self._control -= 1
+        return self._control >= 0
+
+    def look(self, now: float) -> Ping | Warn | End | None:
+        """What is called for."""
+        self._control = min(CONTROL_BURST, self._control + CONTROL_RATE * (now - self._looked))
+        self._looked = now
+        return self._check_time(now) or self._check_silence(now - self._heard)
+
+    def _check_silence(self, silence: float) -> Ping | End | None:
+        if self.heartbeat is None or silence < self.heartbeat:
+            return None
+        if silence >= self.heartbeat * 1.5:
+            return End(NO_PONG, "no pong")
+        if self._pinged:
+            return None
+        self._pinged = True
+        return Ping()
+
+    def _check_time(self, now: float) -> Warn | End | None:
+        ends = [("age", self._since + self.max_age, self.max_age)] if self.max_age is not None else []
+        if self.max_idle is not None:
+            ends.append(("idle", self._used + self.max_idle, self.max_idle))
+        if not ends:
+            return None
+        reason, end, limit = min(ends, key=lambda item: item[1])
+        if now >= end:
+            return End(FORCED_RECONNECT, reason)
+        was_warned, self._warned = self._warned, end - now <= min(WARNING, limit / 2)
+        return Warn(reason, end - now) if self._warned and not was_warned else None
