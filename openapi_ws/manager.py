@@ -151,6 +151,9 @@ class SocketsManager:
 
     def admit(self, address: str | None, identity: str | None) -> str | None:
         """Count a client in before its handshake; or why not: ``closing``, ``sockets``, ``address``, ``identity``."""
+        if self.is_closing:
+            self.metrics.refused["closing"] += 1
+            return "closing"
         keys = self._keys(address, identity)
         limits = (self.max_sockets, self.max_sockets_per_address, self.max_sockets_per_identity)
         for key, limit in zip(keys, limits, strict=True):

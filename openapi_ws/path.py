@@ -169,7 +169,7 @@ class WsPathMixin:
         """
         sockets, methods, identity = self.sockets, methods_of(type(self)), self.identity()
         response = self._response()
-        if reason := "closing" if sockets.is_closing else sockets.admit(self.request.remote, identity):
+        if reason := sockets.admit(self.request.remote, identity):
             raise self._refusal(reason)
         try:
             await self._serve(sockets, methods, response, identity)
