@@ -1,5 +1,6 @@
 """The public API under a type checker: what users write type-checks, in every order of bases."""
 
+from collections import Counter
 from typing import Any, assert_type
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from openapi_ws import (
     Subscribe,
     Websocket,
     WsPathMixin,
+    conflate,
     ws_rpc,
 )
 
@@ -44,6 +46,17 @@ class MixinFirst(WsPathMixin, Subscribe, Publish, web.View):
 
 class ViewFirst(web.View, WsPathMixin, Publish, Subscribe):
     SOCKETS_KEY = web.AppKey("sockets", SocketsManager)
+    slow_consumer = conflate(lambda message: message.event)
+    max_queue_bytes = 64 * 1024
+    heartbeat = None
+    call_timeout = 5
+
+    def identity(self) -> str | None:
+        return self.request.query.get("user")
+
+    @ws_rpc(timeout=None)
+    async def ws_rpc_stream(self) -> None:
+        await self.send("c", "e", Order(symbol="A"))
 
     async def ws_rpc_untyped(self, payload: Any) -> Any:
         return payload
@@ -62,3 +75,7 @@ async def server_code(manager: SocketsManager) -> None:
     assert_type(manager.sockets, set[Websocket])
     for websocket in manager.sockets:
         await websocket.close(4503, "kicked")
+        await websocket.move(within=1.0, grace=5.0)
+    assert_type(manager.ready, bool)
+    assert_type(manager.metrics.closes, Counter[int])
+    await manager.drain(5)
