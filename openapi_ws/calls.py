@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import secrets
@@ -230,7 +231,9 @@ class Calls:
             if running.verdict is not None:
                 return await self._rpc_error(call, running.verdict)
             # Nobody cancelled the call: the method itself awaited something that was cancelled.
-            return await self._internal(call, RuntimeError(f"cancelled from within: {error!r}"))
+            within = RuntimeError("the method was cancelled from within")
+            within.__cause__ = error
+            return await self._internal(call, within)
         except Exception as error:
             return await self._internal(call, error)
 
@@ -238,11 +241,10 @@ class Calls:
         if running.verdict is not None:
             raise running.verdict
         running.is_cancellable = True
-        if self.opening is not None and not self.opening.done():
-            await asyncio.shield(self.opening)
-        if not running.method.options.ordered:
-            return await self._invoke(running)
-        async with self._lane:
+        # In the lane before `connected` has ended: else a call that comes as it ends would overtake those that wait.
+        async with self._lane if running.method.options.ordered else contextlib.nullcontext():
+            if self.opening is not None and not self.opening.done():
+                await asyncio.shield(self.opening)
             return await self._invoke(running)
 
     async def _invoke(self, running: _Running) -> bytes:
@@ -268,7 +270,9 @@ class Calls:
         try:
             if inspect.isawaitable(told := self._view.on_error(call, error)):
                 await told
-        except Exception:
+        except (Exception, asyncio.CancelledError) as failed:
+            if self._is_closed and isinstance(failed, asyncio.CancelledError):
+                raise
             logger.exception("%s on_error failed", self._websocket)
             self._websocket.close_soon(1011, "on_error failed")
         message = "JSON object expected" if isinstance(error, EncodeError) else "Internal error"

@@ -12,7 +12,7 @@ import orjson
 from .errors import ChannelCallbackError, EncodeError, InvalidParams
 from .frames import text_frame
 from .patterns import Pattern
-from .protocol import Dialect, Message, encode
+from .protocol import Dialect, Message
 from .websocket import Websocket
 
 __all__ = ["Channel", "Channels", "Event"]
@@ -23,6 +23,8 @@ CallbackType = Callable[[str, str, Any], Awaitable[Any]]
 """Server code that listens: ``await callback(channel, event, data)``."""
 Listener = Websocket | CallbackType
 
+BREATH = 16 * 1024
+"""Bytes that are published in one turn of the loop before a publisher waits for the next."""
 CLEAR_TIMEOUT = 5.0
 """Seconds that the broker has at shutdown to unsubscribe from what is left."""
 RETRY_UNSUBSCRIBE = 1.0
@@ -118,6 +120,16 @@ class Channel:
         return dict.fromkeys(listener for found in matching for listener in found.callbacks)
 
 
+class _Entry:
+    """One listener's subscription to one event of one channel."""
+
+    __slots__ = ("is_confirmed", "pending")
+
+    def __init__(self) -> None:
+        self.is_confirmed = False
+        self.pending = 0
+
+
 class Channels:
     """The channels that somebody in this process listens to.
 
@@ -131,8 +143,9 @@ class Channels:
         self.dropped = 0
         """Messages of the broker that were dropped because they were not messages."""
         self._channels: dict[str, Channel] = {}
-        self._subscribed: dict[Listener, dict[str, dict[str, None]]] = {}
+        self._subscribed: dict[Listener, dict[str, dict[str, _Entry]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._published = 0
         self._retries: dict[str, asyncio.TimerHandle] = {}
 
     @property
@@ -182,19 +195,24 @@ class Channels:
         if isinstance(listener, Websocket) and listener.has_ended:
             raise ConnectionResetError("the client is gone")
         name = event_name or "*"
-        is_new = name not in self._subscribed.get(listener, {}).get(channel_name, {})
         channel = self._channels.get(channel_name) or self._channels.setdefault(channel_name, Channel(channel_name))
         channel.register(name, listener)
-        self._subscribed.setdefault(listener, {}).setdefault(channel_name, {})[name] = None
+        entry = self._subscribed.setdefault(listener, {}).setdefault(channel_name, {}).setdefault(name, _Entry())
+        entry.pending += 1
         try:
             if error := await self._settled(channel):
                 raise error
             await self.sockets.subscribe_to_event(channel_name, name)
-        except BaseException:
-            if is_new:
+            entry.is_confirmed = True
+        finally:
+            entry.pending -= 1
+            # One that failed takes back nothing that another register of the same has got, or still waits for.
+            if not entry.is_confirmed and not entry.pending and self._entry(channel_name, name, listener) is entry:
                 self._discard(channel_name, name, listener)
-            raise
         return channel
+
+    def _entry(self, channel_name: str, name: str, listener: Listener) -> _Entry | None:
+        return self._subscribed.get(listener, {}).get(channel_name, {}).get(name)
 
     async def unregister(self, channel_name: str, event: str | None, listener: Listener) -> None:
         """Take *listener* off an event of a channel; an event it is not on is no error.
@@ -205,6 +223,13 @@ class Channels:
         if channel_name not in self._subscribed.get(listener, {}):
             raise InvalidParams({"channel": "Invalid channel"})
         self._discard(channel_name, event or "*", listener)
+        if channel := self._channels.get(channel_name):
+            await self._settled(channel)
+
+    async def leave(self, channel_name: str, listener: Listener) -> None:
+        """Take *listener* off all events of a channel; one that is not on it stays off."""
+        for name in tuple(self._subscribed.get(listener, {}).get(channel_name, ())):
+            self._discard(channel_name, name, listener)
         if channel := self._channels.get(channel_name):
             await self._settled(channel)
 
@@ -255,17 +280,20 @@ class Channels:
                     else:
                         await self.sockets.unsubscribe(channel.name)
                         channel.is_live = False
-                except Exception as error:
-                    if channel.is_live:
-                        self._retry(channel, error)
-                    return error
+                except (Exception, asyncio.CancelledError) as error:
+                    if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                        raise
+                    if not channel.is_live:
+                        return error if isinstance(error, Exception) else RuntimeError(f"broker: {error!r}")
+                    self._retry(channel, error)
+                    return None
             return None
         finally:
             channel.settling = None
             if not channel and not channel.is_live:
                 self._channels.pop(channel.name, None)
 
-    def _retry(self, channel: Channel, error: Exception) -> None:
+    def _retry(self, channel: Channel, error: BaseException) -> None:
         logger.warning("broker failed to unsubscribe from %r, asked again in %s s: %r", channel.name,
                        RETRY_UNSUBSCRIBE, error)  # fmt: skip
         if channel.name not in self._retries:
@@ -298,10 +326,7 @@ class Channels:
         reaches nobody.
         """
         try:
-            event = message.get("event") or ""
-            if not isinstance(event, str) or not isinstance(channel_name, str):
-                raise EncodeError(f"channel and event are strings; got {channel_name!r:.80}, {event!r:.80}")
-            parsed = Message(channel_name, event, encode(message.get("data")))
+            parsed = Message.of(channel_name, message.get("event"), message.get("data"))
         except (EncodeError, AttributeError) as error:
             self.dropped += 1
             logger.error("broker message dropped: %s", error)
@@ -326,6 +351,21 @@ class Channels:
                 listener.push(frame, message)
         if callbacks:
             await self._call(callbacks, message)
+        await self._breathe(len(message.data))
+
+    async def _breathe(self, size: int) -> None:
+        """Let the loop turn where much is published at once.
+
+        Without this, a publisher that never waits would fill the outboxes of clients that read, but have no chance to.
+        """
+        if not self._published:
+            asyncio.get_running_loop().call_soon(self._new_tick)
+        self._published += size
+        if self._published > BREATH:
+            await asyncio.sleep(0)
+
+    def _new_tick(self) -> None:
+        self._published = 0
 
     async def _call(self, callbacks: list[CallbackType], message: Message) -> None:
         data = orjson.loads(message.data)
@@ -335,8 +375,16 @@ class Channels:
                 await callback(message.channel, message.event, data)
             except ChannelCallbackError:
                 self.remove(callback)
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 logger.exception("callback of channel %r failed and is taken off", message.channel)
                 self.remove(callback)
 
         await asyncio.gather(*map(call, callbacks))
+
+
+def _is_cancelled() -> bool:
+    """Somebody has asked the running task to end; a CancelledError without that comes from within."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from .channels import Channels
 from .metrics import Metrics
-from .protocol import Message, encode
+from .protocol import Message
 from .websocket import Websocket
 
 __all__ = ["SocketsManager", "Websocket", "WsHandlerType"]
@@ -29,7 +29,7 @@ RESTART = 1012
 DRAIN_RATE = 500
 """Clients that are asked to leave in a second."""
 DEPARTURE_TIMEOUT = 10.0
-"""Seconds that the `disconnected` hooks have at shutdown, where aiohttp does not wait for their handlers itself."""
+"""Seconds that a `disconnected` hook has."""
 
 
 class SocketsManager:
@@ -129,11 +129,9 @@ class SocketsManager:
         await asyncio.shield(task)
 
     async def departed(self) -> None:
-        """Return when the last departure has ended; one that takes longer than `DEPARTURE_TIMEOUT` is cancelled."""
+        """Return when the last departure has ended; each has its bounds."""
         if self._departures:
-            _, late = await asyncio.wait(self._departures, timeout=DEPARTURE_TIMEOUT)
-            for task in late:
-                task.cancel()
+            await asyncio.wait(self._departures)
 
     def server_info(self) -> dict[str, Any]:
         """Figures of this process: connections, listeners by channel and event, and all that was counted."""
@@ -229,7 +227,7 @@ class SocketsManager:
             CannotPublish: the broker does not publish to this channel.
             EncodeError: JSON cannot hold *data*; nobody has got anything.
         """
-        await self.channels.deliver(Message(channel, event or "", encode(data)), exclude=exclude)
+        await self.channels.deliver(Message.of(channel, event, data), exclude=exclude)
 
     async def subscribe(self, channel: str) -> None:
         """Begin to bring *channel*'s messages here: its first listener has come.

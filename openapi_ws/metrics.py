@@ -37,6 +37,6 @@ class Metrics:
             "refused": dict(self.refused),
             "closes": {str(code): count for code, count in self.closes.items()},
             "calls": calls,
-            "dropped": dict(self.dropped),
+            "dropped": dict(+self.dropped),
             "lag": self.lag,
         }

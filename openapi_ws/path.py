@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+from abc import ABCMeta
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,14 +17,14 @@ from .calls import Calls
 from .channels import Channels
 from .errors import SetupError
 from .frames import text_frame
-from .manager import SocketsManager
+from .manager import DEPARTURE_TIMEOUT, SocketsManager
 from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
-from .protocol import HOUSE, JSONRPC, Call, Message, encode
+from .protocol import HOUSE, JSONRPC, Call, Message
 from .pubsub import listen
 from .pulse import Pulse
 from .rpc import Method, methods_of
-from .websocket import CLOSE_TIMEOUT, Websocket, tune
+from .websocket import CLOSE_TIMEOUT, Websocket
 
 __all__ = ["WsPathMixin"]
 
@@ -35,7 +37,15 @@ RETRY_AFTER = 5
 """Seconds after which a client may try again where there are too many."""
 
 
-class WsPathMixin:
+class _Collecting(ABCMeta):  # as aiohttp's views have it, so that either may come first
+    """Collects the methods of a view when it is made: a base in front may keep `__init_subclass__` to itself."""
+
+    def __init__(cls, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        methods_of(cls)
+
+
+class WsPathMixin(metaclass=_Collecting):
     """Mixin of an aiohttp class view, in any order of bases: serves its ``ws_rpc_*`` coroutines to WebSockets.
 
     Methods are collected when the class is made; one that cannot be offered raises `SetupError` there. One view
@@ -68,6 +78,7 @@ class WsPathMixin:
 
     websocket: Websocket
     """The client, from `connected` on."""
+    _has_begun = False
 
     if TYPE_CHECKING:
 
@@ -80,10 +91,6 @@ class WsPathMixin:
             raise SetupError(f"{name} is no view: write class {name}(WsPathMixin, web.View)")
         super().__init__(*args, **kwargs)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        methods_of(cls)
-
     @property
     def sockets(self) -> SocketsManager:
         """The manager.
@@ -91,11 +98,10 @@ class WsPathMixin:
         Raises:
             SetupError: the application has none.
         """
-        try:
-            manager: SocketsManager = self.request.config_dict[self.SOCKETS_KEY]
-        except KeyError:
+        manager = self.request.config_dict.get(self.SOCKETS_KEY)
+        if not isinstance(manager, SocketsManager):
             key = self.SOCKETS_KEY if isinstance(self.SOCKETS_KEY, web.AppKey) else f'"{self.SOCKETS_KEY}"'
-            raise SetupError(f"no manager: write app[{key}] = SocketsManager.for_app(app)") from None
+            raise SetupError(f"no manager: write app[{key}] = SocketsManager.for_app(app)")
         return manager
 
     @property
@@ -116,7 +122,7 @@ class WsPathMixin:
     async def disconnected(self, code: int) -> None:
         """The client is gone, and with it its calls and subscriptions. *code* says why; 1006 is a lost link.
 
-        Called once for each socket whose `connected` was.
+        Called once for each socket whose `connected` was. It has 10 seconds.
         """
 
     def on_error(self, call: Call, exc: Exception) -> Any:
@@ -144,8 +150,7 @@ class WsPathMixin:
 
     async def leave(self, channel: str) -> None:
         """Take this client off a channel, all events of it; nothing happens if the client is not on it."""
-        for event in self.channels.get_subscribed(self.websocket).get(channel, ()):
-            await self.channels.unregister(channel, event, self.websocket)
+        await self.channels.leave(channel, self.websocket)
 
     async def send(self, channel: str, event: str, data: Any = None) -> None:
         """Send a message to this client alone, and return when it keeps up: a method that streams is slowed by it.
@@ -154,7 +159,7 @@ class WsPathMixin:
             EncodeError: JSON cannot hold *data*.
             ConnectionResetError: the client is gone.
         """
-        message = Message(channel, event, encode(data))
+        message = Message.of(channel, event, data)
         dialect = self.websocket.push_dialect or self.websocket.dialect
         self.websocket.push(text_frame(dialect.message(message)), message)
         await self.websocket.drain()
@@ -217,7 +222,7 @@ class WsPathMixin:
     ) -> Websocket:
         now = asyncio.get_running_loop().time()
         pulse = Pulse(now, heartbeat=self.heartbeat, max_idle=self.max_idle, max_age=self.max_age)
-        tune(transport, send_buffer_bytes=self.send_buffer_bytes, heartbeat=self.heartbeat)
+        _tune(transport, send_buffer_bytes=self.send_buffer_bytes, heartbeat=self.heartbeat)
         self.websocket = websocket = Websocket(
             self.request,
             response,
@@ -236,6 +241,7 @@ class WsPathMixin:
 
     async def _open(self, calls: Calls) -> None:
         """Begin `connected`; the socket is read meanwhile, and its calls wait."""
+        self._has_begun = True
         if type(self).connected is not WsPathMixin.connected:
             calls.opening = asyncio.get_running_loop().create_task(self._connected(calls))
             await asyncio.sleep(0)  # it has begun before anything can end it, so `disconnected` has its counterpart
@@ -283,7 +289,12 @@ class WsPathMixin:
         self.websocket.close_soon(_answer_to(code))
         await calls.close()
         await self.websocket.close()
-        await self._succeeds("disconnected", self.disconnected(code))
+        if self._has_begun:
+            await self._succeeds("disconnected", self._disconnected(code))
+
+    async def _disconnected(self, code: int) -> None:
+        async with asyncio.timeout(DEPARTURE_TIMEOUT):
+            await self.disconnected(code)
 
     async def _succeeds(self, name: str, hook: Coroutine[Any, Any, None]) -> bool:
         """Run a hook; whether it ended well. A failure is logged, a cancellation that nobody asked for is one."""
@@ -328,6 +339,18 @@ class WsPathMixin:
 def _answer(error: type[web.HTTPException], message: str, retry_after: int | None = None) -> web.HTTPException:
     headers = {hdrs.RETRY_AFTER: str(retry_after)} if retry_after else None
     return error(text=json.dumps({"message": message}), content_type="application/json", headers=headers)
+
+
+def _tune(transport: asyncio.Transport, *, send_buffer_bytes: int | None, heartbeat: float | None) -> None:
+    """Bound what the kernel holds for a client that does not read, in bytes and, on Linux, in time."""
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    if send_buffer_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    if heartbeat is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Without this, the kernel tries for a quarter of an hour to reach a peer that is gone.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(heartbeat * 1500))
 
 
 def _answer_to(code: int) -> int:

@@ -50,15 +50,23 @@ class Pattern:
         if self.text == "*":
             return True
         states = 1
+        known: dict[str, int] = {}
         for char in event:
-            passed = self._literals.get(char, 0)
-            for state, test in self._tests:
-                if states & state and test(char):
-                    passed |= state
+            passed = known.get(char)
+            if passed is None:
+                passed = known[char] = self._passes(char)
             states = (states & passed) << 1 | states & self._loops
             if not states:
                 return False
         return bool(states & self._accept)
+
+    def _passes(self, char: str) -> int:
+        """The states whose test *char* passes."""
+        passed = self._literals.get(char, 0)
+        for state, test in self._tests:
+            if test(char):
+                passed |= state
+        return passed
 
 
 def _tokens(text: str) -> Iterator[str | Test | None]:

@@ -112,6 +112,20 @@ class Message:
     data: bytes
     position: str | None = None
 
+    @classmethod
+    def of(cls, channel: str, event: str | None, data: Any) -> Message:
+        """The message that says *data*, any value that `encode` takes; no event is the event "".
+
+        Raises:
+            EncodeError: channel or event is no string, or JSON cannot hold one of the three.
+        """
+        for name in (channel, event := event or ""):
+            if not isinstance(name, str):
+                raise EncodeError(f"channel and event are strings; got {type(name).__name__}")
+            if not name.isascii():
+                encode(name)  # a lone surrogate would fail later, in the fan-out
+        return cls(channel, event, encode(data))
+
 
 @dataclass(slots=True)
 class Notice:

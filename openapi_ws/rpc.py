@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import re
 import types
@@ -47,6 +48,13 @@ class _Options:
     ordered: bool = False
     reply_first: bool = False
     timeout: float | EllipsisType | None = ...
+    said: frozenset[str] = frozenset()
+    """The options that were written, for those of an overridden method to fill in the others."""
+
+    def over(self, other: _Options) -> _Options:
+        """These options, and of *other* what they do not say."""
+        theirs = {name: getattr(other, name) for name in other.said - self.said}
+        return dataclasses.replace(self, **theirs, said=self.said | other.said)
 
 
 @overload
@@ -63,17 +71,7 @@ def ws_rpc(
     reply_first: bool = False,
     timeout: float | EllipsisType | None = ...,
 ) -> Callable[[Function], Function]: ...
-def ws_rpc(
-    body_schema: Any = None,
-    response_schema: Any = None,
-    *,
-    name: str | None = None,
-    deprecated: bool = False,
-    tags: Iterable[str] = (),
-    ordered: bool = False,
-    reply_first: bool = False,
-    timeout: float | EllipsisType | None = ...,
-) -> Any:
+def ws_rpc(body_schema: Any = None, response_schema: Any = None, **options: Any) -> Any:
     """Say of a ``ws_rpc_<method>`` coroutine what its name and annotations do not.
 
     *body_schema* and *response_schema* are types that pydantic reads, in place of the annotations; *name* is the
@@ -84,10 +82,15 @@ def ws_rpc(
     """
     if inspect.isfunction(body_schema):
         return ws_rpc()(body_schema)
-    options = _Options(body_schema, response_schema, name, deprecated, tuple(tags), ordered, reply_first, timeout)
+    options |= {
+        key: value for key, value in (("body_schema", body_schema), ("response_schema", response_schema)) if value
+    }
+    if "tags" in options:
+        options["tags"] = tuple(options["tags"])
+    said = _Options(**options, said=frozenset(options))
 
     def mark(function: Function) -> Function:
-        setattr(function, _MARK, options)
+        setattr(function, _MARK, said)
         return function
 
     return mark
@@ -102,18 +105,17 @@ class Method:
     def __init__(self, attribute: str, *functions: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         # The first is the method, the others are those it overrides: it takes over what it does not say itself.
         function = functions[0]
-        marks = (getattr(overridden, _MARK, None) for overridden in functions)
-        self.options: _Options = next((mark for mark in marks if mark), _Options())
+        marks = (getattr(overridden, _MARK, _Options()) for overridden in functions)
+        self.options: _Options = functools.reduce(_Options.over, marks)
         self.name = attribute.removeprefix(PREFIX) if self.options.name is None else self.options.name
         """The name on the wire."""
         self.doc = inspect.getdoc(function) or ""
         self._function = function
         payload, body, response = _signature(*functions)
-        body = self.options.body_schema or body
         self._takes_payload = payload is not None
         self.body: TypeAdapter[Any] = _adapter(body, "payload")
         """The type of the payload."""
-        self.response: TypeAdapter[Any] = _adapter(self.options.response_schema or response, "result")
+        self.response: TypeAdapter[Any] = _adapter(response, "result")
         """The type of the result."""
         self._validate_payload = _early_validator(self.body).validate_python
         self._validate_result = self.response.validator.validate_python
@@ -239,15 +241,18 @@ def _signature(*functions: Callable[..., Any]) -> tuple[inspect.Parameter | None
     payload = _payload(functions[0])
     body = response = None
     for function in functions:
-        hints = _hints(function)
-        theirs = _payload(function)
-        body = body or (hints.get(theirs.name) if theirs else None)
-        response = response or hints.get("return")
+        hints, theirs = _hints(function), _payload(function)
+        said = getattr(function, _MARK, _Options())
+        body = body or said.body_schema or (hints.get(theirs.name) if theirs else None)
+        response = response or said.response_schema or hints.get("return")
     return payload, body or Any, response or Any
 
 
 def _payload(function: Callable[..., Any]) -> inspect.Parameter | None:
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        raise SetupError("a method takes self")
+    del parameters[0]
     if len(parameters) > 1 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
         raise SetupError("a method takes self and at most one payload; put several values into a model")
     return parameters[0] if parameters else None
@@ -318,11 +323,13 @@ _VALUES = ("default", "metadata", "serialization")
 
 def _fail_fast(schema: Any) -> Any:
     if isinstance(schema, dict):
-        schema = {key: value if key in _VALUES else _fail_fast(value) for key, value in schema.items()}
-        if schema.get("type") in ("list", "tuple", "set", "frozenset"):
+        kind = schema.get("type")
+        is_schema = isinstance(kind, str)  # and not the fields of a model, which may have any name
+        schema = {k: v if is_schema and k in _VALUES else _fail_fast(v) for k, v in schema.items()}
+        if is_schema and kind in ("list", "tuple", "set", "frozenset"):
             schema["fail_fast"] = True
         return schema
-    if isinstance(schema, list | tuple):
+    if type(schema) in (list, tuple):
         return type(schema)(_fail_fast(value) for value in schema)
     return schema
 

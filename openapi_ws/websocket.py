@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,7 +19,7 @@ from .outbox import Outbox, SlowConsumer, disconnect
 from .protocol import HOUSE, Dialect, Message, Notice
 from .pulse import FORCED_RECONNECT, End, Ping, Pulse, Warn
 
-__all__ = ["Websocket", "tune"]
+__all__ = ["Websocket"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +45,6 @@ class Activity(Protocol):
         """End all that are in flight, with an answer."""
 
 
-def tune(transport: asyncio.Transport, *, send_buffer_bytes: int | None, heartbeat: float | None) -> None:
-    """Bound what the kernel holds for a client that does not read, in bytes and, on Linux, in time."""
-    connection: socket.socket | None = transport.get_extra_info("socket")
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    if send_buffer_bytes is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-    if heartbeat is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Without this, the kernel tries for a quarter of an hour to reach a peer that is gone.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(heartbeat * 1500))
-
-
 class Websocket:
     """One connected client.
 
@@ -68,10 +55,10 @@ class Websocket:
     """
 
     __slots__ = (
-        "__weakref__", "_answers", "_closer", "_end", "_flushing", "_held", "_held_bytes", "_high", "_loop", "_outbox",
-        "_pump", "_pushes", "_response", "_taken", "_transport", "_was_waiting", "_writer", "_written", "calls",
-        "close_code", "dialect", "dialect_is_fixed", "has_ended", "identity", "is_heard", "is_leaving", "is_used",
-        "max_queue_bytes", "metrics", "pulse", "push_dialect", "request", "slow_consumer", "socket_id",
+        "__weakref__", "_answers", "_closer", "_end", "_flushing", "_held", "_held_bytes", "_high", "_large", "_loop",
+        "_outbox", "_pump", "_pushes", "_response", "_taken", "_transport", "_was_waiting", "_writer", "_written",
+        "calls", "close_code", "dialect", "dialect_is_fixed", "has_ended", "identity", "is_heard", "is_leaving",
+        "is_used", "max_queue_bytes", "metrics", "pulse", "push_dialect", "request", "slow_consumer", "socket_id",
     )  # fmt: skip
 
     def __init__(
@@ -122,7 +109,7 @@ class Websocket:
         self._pushes: list[tuple[bytes, Message]] = []
         self._outbox: Outbox | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._held = self._held_bytes = self._written = self._taken = 0
+        self._held = self._held_bytes = self._written = self._taken = self._large = 0
         self._closer: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
 
@@ -144,6 +131,8 @@ class Websocket:
     def send(self, payload: bytes) -> None:
         """Send an answer: the UTF-8 JSON *payload* of one text frame. It never waits."""
         self._answers.append(text_frame(payload))
+        if len(payload) > self._high:
+            self._large = max(self._large, len(payload))
         self._flush_soon()
 
     def notify(self, notice: Notice) -> None:
@@ -158,10 +147,11 @@ class Websocket:
             return
         self._held_bytes += len(frame)
         if self._held_bytes > self.max_queue_bytes:
-            self.close_soon(SLOW_CONSUMER, "too much held for an answer")
+            self._give_up()
 
     def discard(self, is_unwanted: Callable[[Message], bool]) -> None:
         """Drop the waiting messages that the client does not want any more, e.g. since it has unsubscribed."""
+        self._pushes = [(frame, message) for frame, message in self._pushes if not is_unwanted(message)]
         if self._outbox:
             self._outbox.discard(is_unwanted)
 
@@ -191,8 +181,8 @@ class Websocket:
     def flush(self) -> None:
         """Hand what waits to the transport now: answers first, then messages that are not held."""
         self._hand_over()
-        if self._transport.get_write_buffer_size() > self.max_queue_bytes:
-            self.close_soon(SLOW_CONSUMER, "slow consumer")
+        if self._transport.get_write_buffer_size() > self._bound():
+            self._give_up()
 
     def _hand_over(self) -> None:
         self._flushing = False
@@ -220,6 +210,15 @@ class Websocket:
         if at < len(pushes):
             self._queue(pushes[at:])
 
+    def _bound(self) -> int:
+        """Bytes that may wait: the limit, and one answer that is larger, however large it is."""
+        return self.max_queue_bytes + self._large
+
+    def _give_up(self) -> None:
+        if self.close_code is None:
+            logger.warning("%s does not keep up: closed with %d bytes waiting", self, self.queued_bytes)
+        self.close_soon(SLOW_CONSUMER, "slow consumer")
+
     def _is_behind(self) -> bool:
         return self._transport.get_write_buffer_size() > self._high
 
@@ -234,7 +233,7 @@ class Websocket:
         if self._outbox is None:
             self._outbox = Outbox(self.slow_consumer)
         outbox = self._outbox
-        limit = self.max_queue_bytes - self._transport.get_write_buffer_size()
+        limit = self._bound() - self._transport.get_write_buffer_size()
         fits = True
         try:
             for frame, message in pushes:
@@ -244,7 +243,7 @@ class Websocket:
             self.close_soon(1011, "conflate failed")
             return
         if not fits:
-            self.close_soon(SLOW_CONSUMER, "slow consumer")
+            self._give_up()
         elif self._pump is None:
             self._pump = self._loop.create_task(self._hand_on(outbox))
 
@@ -289,6 +288,8 @@ class Websocket:
             self.is_heard = False
             self.pulse.heard(now)
         self._taken, self._was_waiting = taken, waiting > 0
+        if waiting <= self._high:
+            self._large = 0
         if self.is_used or self.calls:
             self.is_used = False
             self.pulse.used(now)

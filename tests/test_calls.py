@@ -367,3 +367,62 @@ async def test_a_slow_call_in_a_batch_does_not_hold_messages(serve: Serve) -> No
     await until(lambda: GATE.waiting)
     await served.manager.publish("c", "e", 1)
     assert (await client.message())["data"] == 1
+
+
+class Opening(WsPathMixin, web.View):
+    """A view that opens when the test says so; its hook is cancelled from within."""
+
+    order: list[int]
+
+    async def connected(self) -> None:
+        await GATE.wait()
+
+    @ws_rpc(ordered=True)
+    async def ws_rpc_note(self, payload: int) -> int:
+        self.order.append(payload)
+        return payload
+
+    async def ws_rpc_fail(self) -> None:
+        raise KeyError
+
+    async def ws_rpc_within(self) -> None:
+        raise asyncio.CancelledError
+
+    def on_error(self, call: Call, exc: Exception) -> None:
+        if call.method == "fail":
+            raise asyncio.CancelledError
+
+
+async def test_ordered_calls_keep_their_order_while_the_socket_opens(serve: Serve) -> None:
+    """One that comes as `connected` ends does not overtake those that waited for it."""
+    Opening.order = []
+    served = await serve(Opening)
+    client = await served.connect_raw()
+    await until(lambda: GATE.waiting)
+    client.frame(b'{"id":0,"method":"note","payload":0}')
+    await until(lambda: len(next(iter(served.manager.sockets)).calls or ()) == 1)
+    GATE.open.set()
+    for number in range(1, 5):
+        client.frame(b'{"id":%d,"method":"note","payload":%d}' % (number, number))
+        await asyncio.sleep(0)
+    for _ in range(5):
+        await client.read()
+    assert Opening.order == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_a_hook_that_is_cancelled_from_within_does_not_cost_the_answer(serve: Serve, batch: bool) -> None:
+    """Or, where the socket closes with 1011 first, the socket: never neither."""
+    GATE.open.set()
+    client = await (await serve(Opening)).connect()
+    call = {"jsonrpc": "2.0", "id": 1, "method": "fail"}
+    await client.send([call] if batch else call)
+    assert await client.closed() == 1011
+
+
+async def test_what_was_cancelled_from_within_can_be_found(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """The log names the line of the method that met the cancellation."""
+    GATE.open.set()
+    client = await (await serve(Opening)).connect()
+    assert (await client.error("within"))["code"] == -32603
+    assert "ws_rpc_within" in caplog.text

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from conftest import until
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -20,6 +22,7 @@ from openapi_ws.protocol import Message
 
 CHANNELS = ("a", "b")
 EVENTS = ("*", "x", "y?")
+CANCELLED = RuntimeError("the broker awaited something that was cancelled")
 
 
 class Broker:
@@ -48,8 +51,14 @@ class Broker:
 
     def answer(self, index: int, error: Exception | None = None) -> None:
         _, _, future = self.pending.pop(index % len(self.pending))
-        if not future.done():
-            future.set_exception(error) if error else future.set_result(None)
+        if future.done():
+            return
+        if error is CANCELLED:
+            future.cancel()
+        elif error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
 
 class Prompt:
@@ -84,51 +93,61 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.model: dict[int, dict[str, set[str]]] = {}
         self.heard: dict[int, list[tuple[str, str, Any]]] = {}
         self.callbacks: dict[int, CallbackType] = {}
-        self.busy: dict[int, asyncio.Task[None]] = {}
+        self.busy: set[tuple[int, asyncio.Task[None]]] = set()
+        self.left: dict[tuple[int, str, str], list[int]] = {}
 
     def turn(self) -> None:
         for _ in range(20):
             self.loop.run_until_complete(asyncio.sleep(0))
 
     def begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
-        self.busy[number] = self.loop.create_task(work)
-        self.busy[number].add_done_callback(lambda _: self.busy.pop(number, None))
+        task = self.loop.create_task(work)
+        self.busy.add((number, task))
+        task.add_done_callback(lambda _: self.busy.discard((number, task)))
         self.turn()
 
     @rule(number=st.integers(0, 3), channel=st.sampled_from(CHANNELS), event=st.sampled_from(EVENTS))
     def subscribe(self, number: int, channel: str, event: str) -> None:
-        if number in self.busy:
-            return
         if number not in self.callbacks:
             self.heard[number] = []
             self.callbacks[number] = listener(self.heard[number])
         callback = self.callbacks[number]
+        left = self.left.setdefault((number, channel, event), [0])
+        before = left[0]
 
         async def work() -> None:
             try:
                 await self.channels.register(channel, event, callback)
-            except (CannotSubscribe, ConnectionError):
+            except (CannotSubscribe, ConnectionError, RuntimeError, asyncio.CancelledError):
                 return
-            if self.callbacks.get(number) is callback:
+            # One that has left meanwhile stays away.
+            if self.callbacks.get(number) is callback and left[0] == before:
                 self.model.setdefault(number, {}).setdefault(channel, set()).add(event)
 
         self.begin(number, work())
 
+    @rule(number=st.integers(0, 3))
+    def cancel(self, number: int) -> None:
+        """A call is taken back: its register counts as refused, and no other's."""
+        for busy, task in tuple(self.busy):
+            if busy == number:
+                self.loop.call_soon(task.cancel)
+        self.turn()
+
     @rule(number=st.integers(0, 3), channel=st.sampled_from(CHANNELS), event=st.sampled_from(EVENTS))
     def unsubscribe(self, number: int, channel: str, event: str) -> None:
-        if number in self.busy or number not in self.callbacks:
+        callback = self.callbacks.get(number)
+        if callback is None:
             return
-        events = self.model.get(number, {}).get(channel)
-        if events is not None:
-            events.discard(event)
-            if not events:
-                del self.model[number][channel]
+        self.left.setdefault((number, channel, event), [0])[0] += 1
+        events = self.model.get(number, {}).get(channel, set())
+        events.discard(event)
+        if not events:
+            self.model.get(number, {}).pop(channel, None)
 
         async def work() -> None:
-            try:
-                await self.channels.unregister(channel, event, self.callbacks[number])
-            except InvalidParams:
-                assert events is None
+            with contextlib.suppress(InvalidParams):
+                await self.channels.unregister(channel, event, callback)
 
         self.begin(number, work())
 
@@ -137,12 +156,16 @@ class AnyInterleaving(RuleBasedStateMachine):
         if callback := self.callbacks.pop(number, None):
             self.model.pop(number, None)
             self.loop.call_soon(self.channels.remove, callback)
-            if cancel and number in self.busy:
-                self.loop.call_soon(self.busy[number].cancel)
+            for busy, task in tuple(self.busy):
+                if cancel and busy == number:
+                    self.loop.call_soon(task.cancel)
             self.turn()
 
     @precondition(lambda self: self.broker.pending)
-    @rule(index=st.integers(0, 5), error=st.sampled_from([None, None, CannotSubscribe(), ConnectionError("down")]))
+    @rule(
+        index=st.integers(0, 5),
+        error=st.sampled_from([None, None, CannotSubscribe(), ConnectionError("down"), CANCELLED]),
+    )
     def broker_answers(self, index: int, error: Exception | None) -> None:
         self.broker.answer(index, error)
         self.turn()
@@ -278,3 +301,47 @@ async def test_a_message_that_json_cannot_hold_is_dropped(caplog: pytest.LogCapt
     assert channels.dropped == 1
     assert EncodeError.__name__ not in caplog.text
     assert "dropped" in caplog.text
+
+
+async def test_a_callback_that_is_cancelled_from_within_is_taken_off(caplog: pytest.LogCaptureFixture) -> None:
+    """It awaited something that was cancelled: whoever publishes goes on, and so does a broker's worker."""
+    channels, heard = Channels(Prompt()), list[tuple[str, str, Any]]()
+
+    async def cancelled(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    for callback in (cancelled, listener(heard)):
+        await channels.register("c", "*", callback)
+    for _ in range(2):
+        await channels("c", {"event": "e"})
+    assert len(heard) == 2
+    assert "is taken off" in caplog.text
+
+
+@pytest.mark.parametrize("message", [{"event": "\ud800"}, {"event": 5}, {"event": "e", "data": "\ud800"}])
+async def test_what_json_cannot_hold_never_reaches_the_fan_out(message: dict[str, Any]) -> None:
+    """Names as little as data: dropped and counted where a broker brings it, raised where server code publishes it."""
+    channels, heard = Channels(Prompt()), list[tuple[str, str, Any]]()
+    await channels.register("c", "*", listener(heard))
+    await channels("c", message)
+    assert channels.dropped == 1
+    with pytest.raises(EncodeError):
+        Message.of("c", message["event"], message.get("data"))
+    assert not heard
+
+
+async def test_leaving_a_channel_twice_at_once_is_no_error() -> None:
+    """`leave` is for whoever wants to be sure, however often."""
+    broker = Broker()
+    channels = Channels(broker)
+    hear = listener([])
+    registering = asyncio.create_task(channels.register("c", "*", hear))
+    for _ in range(2):
+        await until(lambda: broker.pending)
+        broker.answer(0)
+    await registering
+    leaving = [asyncio.create_task(channels.leave("c", hear)) for _ in range(2)]
+    await until(lambda: broker.pending)
+    broker.answer(0)
+    await asyncio.gather(*leaving)
+    assert not channels.registered

@@ -71,6 +71,14 @@ class Rows(BaseModel):
     rows: list[Point | int | str]
 
 
+class Metadata(BaseModel):
+    metadata: list[int]
+
+
+class Mixed(tuple[int, str], enum.Enum):
+    A = (1, "a")
+
+
 class Tags(RootModel[list[str]]):
     pass
 
@@ -138,6 +146,12 @@ class Typed(Base, web.View):
 
     async def ws_rpc_tags(self, payload: Tags) -> Tags:
         return payload
+
+    async def ws_rpc_metadata(self, payload: Metadata) -> None:
+        pass
+
+    async def ws_rpc_mixed(self, payload: Mixed) -> None:
+        pass
 
     async def ws_rpc_numbers(self, payload: dict[str, int]) -> int:
         return len(payload)
@@ -285,6 +299,9 @@ def test_validation_stops_at_the_first_wrong_item() -> None:
         method.payload(Call(HOUSE, 1, "rows", {"rows": [None] * 100_000}))
     assert raised.value.errors is not None
     assert all(path.startswith("rows.0.") for path in raised.value.errors)
+    with pytest.raises(InvalidParams) as raised:
+        methods_of(Typed)["metadata"].payload(Call(HOUSE, 1, "metadata", {"metadata": [None] * 100_000}))
+    assert list(raised.value.errors or ()) == ["metadata.0"]
 
 
 @pytest.mark.parametrize("payload", ["object()", "surrogate"])
@@ -350,6 +367,10 @@ async def _keyword(self: Any, *, payload: int) -> None:
     pass
 
 
+async def _selfless() -> None:
+    pass
+
+
 async def _generator(self: Any) -> Any:
     yield 1
 
@@ -373,6 +394,7 @@ def named(name: str) -> Any:
         ({"ws_rpc_a": _unknown}, "name 'Nowhere' is not defined"),
         ({"ws_rpc_a": _two}, "at most one payload"),
         ({"ws_rpc_a": _keyword}, "at most one payload"),
+        ({"ws_rpc_a": _selfless}, "takes self"),
         ({"ws_rpc_a": named("b"), "ws_rpc_b": _plain}, "another method is named 'b'"),
         ({"ws_rpc_a": named("rpc.a")}, "reserved"),
         ({"ws_rpc_a": named("a b")}, "not of the form"),
@@ -410,20 +432,16 @@ def test_two_mixins_with_one_method_are_refused() -> None:
     type("Good", (Left, Right, WsPathMixin), {"ws_rpc_same": Left.ws_rpc_same})
 
 
-async def test_a_view_made_without_our_hook_collects_its_methods_at_the_first_connection(serve: Serve) -> None:
-    """A base in front of ours may keep `__init_subclass__` to itself, as aiohttp_pydantic's does."""
+def test_a_base_in_front_cannot_hide_what_is_wrong() -> None:
+    """Also where it keeps `__init_subclass__` to itself, as aiohttp_pydantic's does, methods are collected at once."""
 
     class Selfish(web.View):
         def __init_subclass__(cls) -> None:
             pass
 
-    class Late(Selfish, WsPathMixin):
-        async def ws_rpc_late(self) -> int:
-            return 1
-
-    assert "_ws_rpc_methods" not in vars(Late)
-    client = await (await serve(Late)).connect()
-    assert await client.call("late") == 1
+    assert "a" in methods_of(type("Good", (Selfish, WsPathMixin), {"ws_rpc_a": _plain}))
+    with pytest.raises(SetupError, match="write async def ws_rpc_a"):
+        type("Bad", (Selfish, WsPathMixin), {"ws_rpc_a": _sync})
 
 
 async def test_a_method_is_a_coroutine_like_any_other(serve: Serve) -> None:
@@ -539,6 +557,18 @@ class Marked(WsPathMixin):
     @ws_rpc
     async def ws_rpc_bare(self, payload: int) -> int:
         return payload
+
+
+class Partly(Marked, web.View):
+    @ws_rpc(tags=["b"])
+    async def ws_rpc_marked(self, payload: Point) -> Point:
+        return payload
+
+
+def test_an_override_may_say_a_part() -> None:
+    """What it says is added to what the other says, option by option."""
+    options = methods_of(Partly)["marked.name"].options
+    assert (options.ordered, options.tags) == (True, ("b",))
 
 
 class Overriding(Marked, web.View):

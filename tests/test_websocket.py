@@ -8,13 +8,13 @@ import struct
 
 import pytest
 from aiohttp import web
-from conftest import Client, RawClient, Serve, Served, until
+from conftest import WAIT, Client, RawClient, Serve, Served, until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from openapi_ws import Subscribe, Websocket, WsPathMixin, conflate, drop_oldest
 from openapi_ws.frames import text_frame
-from openapi_ws.protocol import JSONRPC, Message, Notice
+from openapi_ws.protocol import HOUSE, JSONRPC, Message, Notice
 
 
 def push(websocket: Websocket, data: bytes) -> None:
@@ -389,3 +389,43 @@ async def test_no_message_that_waits_comes_after_the_unsubscribe_answer(serve: S
         frames.append(json.loads((await client.read())[1]))
     at = next(index for index, frame in enumerate(frames) if frame.get("id") == 3)
     assert all(frame["channel"] == "d" for frame in frames[at + 1 :] if "channel" in frame)
+
+
+class Large(Stream):
+    async def ws_rpc_large(self, payload: int) -> str:
+        return "x" * payload
+
+
+async def test_an_answer_may_be_larger_than_the_bound(serve: Serve) -> None:
+    """A client that reads gets it, and what comes after; the bound is for what gathers."""
+    served = await serve(Large)
+    client = await served.connect(max_msg_size=0)
+    await client.call("subscribe", {"channel": "c"})
+    for _ in range(3):
+        assert len(await client.call("large", 5_000_000)) == 5_000_000
+    await client.send({"id": 1, "method": "large", "payload": 3_000_000})
+    await until(lambda: next(iter(served.manager.sockets)).queued_bytes > 1_100_000)
+    await served.manager.publish("c", "e", "beside it")
+    assert len((await client.receive())["response"]) == 3_000_000
+    assert (await client.message())["data"] == "beside it"
+
+
+async def test_a_publisher_that_never_waits_does_not_overrun_clients_that_read(serve: Serve) -> None:
+    """Five megabytes in a loop without a pause: all of it arrives, as the loop turns in between."""
+    served = await serve(Large)
+    client = await served.connect_raw()
+    client.frame(b'{"id":1,"method":"subscribe","payload":{"channel":"c"}}')
+    await client.read()
+
+    async def publish() -> None:
+        for _ in range(1000):
+            await served.manager.publish("c", "e", "x" * 5_000)
+
+    publishing = asyncio.create_task(publish())
+    frame = len(text_frame(HOUSE.message(Message.of("c", "e", "x" * 5_000))))
+    received = 0
+    async with asyncio.timeout(WAIT):
+        while received < 1000 * frame:
+            received += len(await client.reader.read(65_536))
+    await publishing
+    assert len(served.manager.sockets) == 1

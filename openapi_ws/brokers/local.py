@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from openapi_ws.manager import SocketsManager
-from openapi_ws.protocol import Message, encode
+from openapi_ws.protocol import Message
 from openapi_ws.websocket import Websocket
 
 __all__ = ["LocalBroker"]
@@ -26,7 +26,7 @@ class LocalBroker(SocketsManager):
         self, channel: str, event: str | None, data: Any = None, *, exclude: Websocket | None = None
     ) -> None:
         """Publish as `SocketsManager.publish` does, *latency* seconds later."""
-        message = Message(channel, event or "", encode(data))
+        message = Message.of(channel, event, data)
         await self._travel()
         await self.channels.deliver(message, exclude=exclude)
 
