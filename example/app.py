@@ -58,12 +58,12 @@ class Chat(WsPathMixin, Subscribe, web.View):
     @ws_rpc(ordered=True, reply_first=True)
     async def ws_rpc_enter(self, payload: Visit) -> Welcome:
         """Enter a room, out of the one before; answers who is there."""
-        await self.ws_rpc_leave()
         visits = self.request.app[VISITS]
-        # Nothing is awaited from here until the name is ours: without this, two could get it.
+        # Nothing is awaited until the name is ours: without this, two could get it.
         if payload in visits:
             raise RpcError(NAME_TAKEN, f"Somebody in {payload.room} is called {payload.name} already")
         visits.add(payload)
+        await self.ws_rpc_leave()
         self.visit = payload
         await self.join(f"room:{payload.room}")
         await self.sockets.publish(f"room:{payload.room}", "entered", payload.name, exclude=self.websocket)

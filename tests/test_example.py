@@ -18,6 +18,8 @@ from conftest import WAIT, Client
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 ROOT = Path(__file__).parent.parent
+PYTHON = os.environ.get("EXAMPLE_PYTHON", sys.executable)
+"""What runs the example: in CI an environment with nothing but what the package itself asks for."""
 CHROMIUM_ARGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -60,7 +62,7 @@ async def start() -> AsyncIterator[Start]:
 
     async def run(port: int = 0) -> Example:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "example", "--port", str(port), cwd=ROOT, env=env,
+            PYTHON, "-m", "example", "--port", str(port), cwd=ROOT, env=env,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         processes.append(process)
