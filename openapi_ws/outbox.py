@@ -28,10 +28,11 @@ drop_oldest = SlowConsumer(drops=True)
 
 
 def conflate(key: Callable[[Message], Hashable]) -> SlowConsumer:
-    """Keep the latest message for each *key*, e.g. ``conflate(lambda message: message.event)`` for prices by symbol.
+    """Keep the latest message for each *key*, e.g. ``conflate(lambda message: (message.channel, message.event))``.
 
-    What is replaced is told in a ``gap`` notice before the next message. If the latest alone are too many, the client
-    is closed with 4008. *key* is called for a client that lags, and never waits.
+    It takes the place of the one it replaces, so the order across keys is lost. What is replaced is told in a ``gap``
+    notice before the next message. If the latest alone are too many, the client is closed with 4008. *key* is called
+    for a client that lags, and never waits.
     """
     return SlowConsumer(key=key)
 
@@ -39,7 +40,7 @@ def conflate(key: Callable[[Message], Hashable]) -> SlowConsumer:
 class Outbox:
     """The messages that wait for one client, each whole frame once, in the order in which they came."""
 
-    __slots__ = ("_numbers", "_policy", "_waiting", "missed", "size")
+    __slots__ = ("_numbers", "_policy", "_waiting", "dropped", "missed", "size")
 
     def __init__(self, policy: SlowConsumer) -> None:
         self._policy = policy
@@ -49,12 +50,17 @@ class Outbox:
         """Bytes that wait."""
         self.missed: dict[str, int] = {}
         """Messages that were dropped and not told yet, by channel."""
+        self.dropped = 0
+        """Messages that were dropped, told or not."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, frame: bytes, message: Message, limit: int) -> bool:
-        """Put *message* in, as its *frame*; False if more than *limit* bytes wait although the policy has acted."""
+        """Put *message* in, as its *frame*; False if more than *limit* bytes wait although the policy has acted.
+
+        One message alone always fits.
+        """
         key = (self._policy.key(message),) if self._policy.key else next(self._numbers)
         if replaced := self._waiting.get(key):
             self._forget(*replaced)
@@ -62,7 +68,7 @@ class Outbox:
         self.size += len(frame)
         while self._policy.drops and self.size > limit and len(self._waiting) > 1:
             self._forget(*self._waiting.pop(next(iter(self._waiting))))
-        return self.size <= limit
+        return self.size <= limit or len(self._waiting) == 1
 
     def take(self, size: int) -> list[bytes]:
         """The frames that have waited longest, up to *size* bytes and at least one, if there is one."""
@@ -84,3 +90,4 @@ class Outbox:
     def _forget(self, frame: bytes, message: Message) -> None:
         self.size -= len(frame)
         self.missed[message.channel] = self.missed.get(message.channel, 0) + 1
+        self.dropped += 1

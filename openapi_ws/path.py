@@ -59,16 +59,18 @@ class WsPathMixin(metaclass=_Collecting):
     max_frame_size: ClassVar[int] = 64 * 1024
     """Bytes of a message from a client; a larger one closes the socket with 1009."""
     max_subscriptions: ClassVar[int] = 128
-    """Events that one socket may be subscribed to by its client; the next is answered -32005."""
+    """Events that a client may subscribe to, those that it was joined to counted; the next is answered -32005."""
     max_queue_bytes: ClassVar[int] = 1024 * 1024
     """Bytes that may wait for a client that does not keep up; then `slow_consumer` acts."""
     slow_consumer: ClassVar[SlowConsumer] = disconnect
     """What is done with a client that does not keep up: `disconnect`, `drop_oldest` or `conflate` of a key."""
     send_buffer_bytes: ClassVar[int | None] = 64 * 1024
-    """Bytes that the kernel may hold for one client. With None it is the kernel that decides, and holds megabytes of
-    which nobody knows whether they arrive."""
+    """Bytes that the kernel may hold for one client; Linux doubles it. With None it is the kernel that decides, and
+    holds megabytes of which nobody knows whether they arrive."""
     heartbeat: ClassVar[float | None] = 25.0
     """Seconds of silence after which a client is pinged; after 1.5 times as many it is closed with 4012."""
+    max_control_rate: ClassVar[float] = 10
+    """Pings and pongs that a client may send per second, and twice as many at once; a flood is closed with 4013."""
     call_timeout: ClassVar[float | None] = 30.0
     """Seconds that a call may take, to the second, before it is cancelled and answered -32008."""
     max_idle: ClassVar[float | None] = None
@@ -155,6 +157,8 @@ class WsPathMixin(metaclass=_Collecting):
     async def send(self, channel: str, event: str, data: Any = None) -> None:
         """Send a message to this client alone, and return when it keeps up: a method that streams is slowed by it.
 
+        A method that streams for long wants ``@ws_rpc(timeout=None)``. The policy `slow_consumer` holds here, too.
+
         Raises:
             EncodeError: JSON cannot hold *data*.
             ConnectionResetError: the client is gone.
@@ -221,7 +225,13 @@ class WsPathMixin(metaclass=_Collecting):
         identity: str | None,
     ) -> Websocket:
         now = asyncio.get_running_loop().time()
-        pulse = Pulse(now, heartbeat=self.heartbeat, max_idle=self.max_idle, max_age=self.max_age)
+        pulse = Pulse(
+            now,
+            heartbeat=self.heartbeat,
+            max_idle=self.max_idle,
+            max_age=self.max_age,
+            control_rate=self.max_control_rate,
+        )
         _tune(transport, send_buffer_bytes=self.send_buffer_bytes, heartbeat=self.heartbeat)
         self.websocket = websocket = Websocket(
             self.request,

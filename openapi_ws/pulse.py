@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 __all__ = ["End", "Ping", "Pulse", "Warn"]
 
-CONTROL_RATE, CONTROL_BURST = 10, 20
-"""Control frames a client may send per second, and at once."""
 WARNING = 10.0
 """Seconds between the warning that a socket is going to be closed and the end, or half of its time if that is less."""
 FORCED_RECONNECT, NO_PONG = 4011, 4012
@@ -38,17 +36,30 @@ class Pulse:
     """When a client was last heard and used, and since when it is here; times in seconds of one clock.
 
     With *heartbeat* seconds of silence it is to be pinged, with 1.5 times as many it is dead; with *max_idle* seconds
-    without use, or *max_age* of life, it is to be closed. None means never.
+    without use, or *max_age* of life, it is to be closed. None means never. It may send *control_rate* control frames
+    a second, and twice as many at once.
     """
 
-    __slots__ = ("_control", "_heard", "_looked", "_pinged", "_since", "_used", "_warned", "heartbeat", "max_age",
-                 "max_idle")  # fmt: skip
+    __slots__ = (
+        "_control", "_heard", "_looked", "_pinged", "_since", "_used", "_warned", "control_rate", "heartbeat",
+        "max_age", "max_idle",
+    )  # fmt: skip
 
-    def __init__(self, now: float, *, heartbeat: float | None, max_idle: float | None, max_age: float | None) -> None:
+    def __init__(
+        self,
+        now: float,
+        *,
+        heartbeat: float | None,
+        max_idle: float | None,
+        max_age: float | None,
+        control_rate: float = 10,
+    ) -> None:
+        self.control_rate = control_rate
         self.heartbeat, self.max_idle, self.max_age = heartbeat, max_idle, max_age
         self._since = self._heard = self._used = self._looked = now
-        self._pinged = self._warned = False
-        self._control: float = CONTROL_BURST
+        self._pinged = False
+        self._warned: str | None = None
+        self._control: float = 2 * control_rate
 
     def heard(self, now: float) -> None:
         """A frame has come, or the client has read."""
@@ -65,7 +76,7 @@ class Pulse:
 
     def look(self, now: float) -> Ping | Warn | End | None:
         """What is called for."""
-        self._control = min(CONTROL_BURST, self._control + CONTROL_RATE * (now - self._looked))
+        self._control = min(2 * self.control_rate, self._control + self.control_rate * (now - self._looked))
         self._looked = now
         return self._check_time(now) or self._check_silence(now - self._heard)
 
@@ -88,5 +99,5 @@ class Pulse:
         reason, end, limit = min(ends, key=lambda item: item[1])
         if now >= end:
             return End(FORCED_RECONNECT, reason)
-        was_warned, self._warned = self._warned, end - now <= min(WARNING, limit / 2)
-        return Warn(reason, end - now) if self._warned and not was_warned else None
+        before, self._warned = self._warned, reason if end - now <= min(WARNING, limit / 2) else None
+        return Warn(reason, end - now) if self._warned not in (before, None) else None

@@ -131,8 +131,7 @@ class Websocket:
     def send(self, payload: bytes) -> None:
         """Send an answer: the UTF-8 JSON *payload* of one text frame. It never waits."""
         self._answers.append(text_frame(payload))
-        if len(payload) > self._high:
-            self._large = max(self._large, len(payload))
+        self._allow(len(payload))
         self._flush_soon()
 
     def notify(self, notice: Notice) -> None:
@@ -203,6 +202,7 @@ class Websocket:
             while at < len(pushes) and size <= self._high:
                 frames.append(pushes[at][0])
                 size += len(pushes[at][0])
+                self._allow(len(pushes[at][0]))
                 at += 1
             self._write(frames)
             frames = []
@@ -211,8 +211,12 @@ class Websocket:
             self._queue(pushes[at:])
 
     def _bound(self) -> int:
-        """Bytes that may wait: the limit, and one answer that is larger, however large it is."""
+        """Bytes that may wait: the limit, and one frame beside it, however large that is."""
         return self.max_queue_bytes + self._large
+
+    def _allow(self, size: int) -> None:
+        if size > self._high and size > self._large:
+            self._large = size
 
     def _give_up(self) -> None:
         if self.close_code is None:
@@ -234,7 +238,7 @@ class Websocket:
             self._outbox = Outbox(self.slow_consumer)
         outbox = self._outbox
         limit = self._bound() - self._transport.get_write_buffer_size()
-        fits = True
+        fits, dropped = True, outbox.dropped
         try:
             for frame, message in pushes:
                 fits = outbox.add(frame, message, limit)
@@ -242,6 +246,7 @@ class Websocket:
             logger.exception("%s the key of conflate failed", self)
             self.close_soon(1011, "conflate failed")
             return
+        self.metrics.dropped["slow"] += outbox.dropped - dropped
         if not fits:
             self._give_up()
         elif self._pump is None:
@@ -268,7 +273,6 @@ class Websocket:
         missed, outbox.missed = outbox.missed, {}
         dialect = self.push_dialect or self.dialect
         for channel, count in missed.items():
-            self.metrics.dropped["slow"] += count
             data = orjson.dumps({"channel": channel, "missed": count})
             self._write([text_frame(dialect.notice(Notice("gap", data)))])
 
@@ -328,22 +332,23 @@ class Websocket:
         """
         data = {"reconnect_in": round(within, 3), "deadline": round(within + grace, 3)}
         self.notify(Notice("drain", orjson.dumps(data)))
-        if within > 0:
-            await asyncio.sleep(within)
-        self.is_leaving = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._idle()
-        if self.calls:
-            self.calls.dismiss()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS):
-                    await self._idle()
-        await self.close(code, "moved")
+        try:
+            await asyncio.sleep(max(0, within))
+            self.is_leaving = True
+            await self._idle(grace)
+            if self.calls:
+                self.calls.dismiss()
+                await self._idle(LAST_WORDS)
+        finally:  # also if whoever asks is cancelled, e.g. as a call of this very socket
+            self.close_soon(code, "moved")
+        await self.close()
 
-    async def _idle(self) -> None:
-        while self.calls and self.close_code is None:  # noqa: ASYNC110  # see POLL
-            await asyncio.sleep(POLL)
+    async def _idle(self, seconds: float) -> None:
+        """Return when no call is in flight any more, or after *seconds*."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.calls and self.close_code is None:  # noqa: ASYNC110  # see POLL
+                    await asyncio.sleep(POLL)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection and return when it is gone, at the latest after `CLOSE_TIMEOUT`.

@@ -35,7 +35,7 @@ import re
 import socket
 import sys
 import types
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,12 +46,14 @@ from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType, WSServerH
 
 import openapi_ws
 from openapi_ws import RpcError, SocketsManager, WsPathMixin
+from openapi_ws.prometheus import Collector
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guides/*.md"))]
 INDEX, PROTOCOL, REFERENCE = (ROOT / "docs" / name for name in ("index.md", "protocol.md", "reference.md"))
+DEPLOYING, METRICS = (ROOT / "docs" / "guides" / name for name in ("deploying.md", "metrics.md"))
 TEXTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
-LANGUAGES = {"python", "pycon", "console", "text", "sh", "ini", "nginx", "{eval-rst}", "{toctree}", "{include}"}
+LANGUAGES = {"python", "pycon", "console", "text", "sh", "ini", "nginx", "yaml", "{eval-rst}", "{toctree}", "{include}"}
 TIMEOUT = 10
 """Seconds after which a program or a frame that does not come is given up; it measures nothing."""
 
@@ -251,9 +253,9 @@ class Line:
 
 
 LINE = re.compile(r"(?:(\w+) +)?([→←]) (.+)")
-EVENT = re.compile(r"\((connect|connected|close|binary|GET|POST|status)\b *(.*?)\)(?: (.*))?")
+EVENT = re.compile(r"\((connect|connected|close|binary|ping|pong|pause|resume|GET|POST|status)\b *(.*?)\)(?: (.*))?")
 REPEAT = re.compile(r"\((\d+) × (.+?)\)")
-CONNECT = re.compile(r"(\S+)(?: as (.+?))?(?: from (\S+))?")
+CONNECT = re.compile(r"(\S+)(?: as (.+?))?(?: from (\S+))?(?: with (\S+): (\S+))?")
 
 
 def lines_of(block: Block) -> list[Line]:
@@ -273,10 +275,14 @@ class Scene:
 
     ====================================================  ==========================================================
     ``→ (connect /path as name, name from origin)``       how to connect: *as* sub-protocols, *from* an Origin
+    ``→ (connect /path with Name: value)``                and *with* a header
     ``← (connected as name)``                             the sub-protocol that was chosen
-    ``→ (GET /path)``, ``→ (POST /path {…})``             a plain HTTP request
+    ``→ (GET /path)``, ``→ (POST /path {…})``             a plain HTTP request, sent while the scene goes on
     ``← (status 400) {…}``                                the answer to it, or to a handshake that was refused
+    ``← (status 503 Retry-After: 5) {…}``                 the same, with a header
     ``→ (binary) {…}``                                    a binary frame
+    ``→ (ping tea)``, ``← (pong tea)``, and back          a control frame with this payload
+    ``→ (pause)``, ``→ (resume)``                         the client does not read any more, and reads again
     ``→ (close 1000)``, ``← (close 1009)``                a close frame of this code
     ====================================================  ==========================================================
     """
@@ -284,7 +290,7 @@ class Scene:
     def __init__(self, session: ClientSession, url: str) -> None:
         self.session, self.url = session, url
         self.sockets: dict[str, ClientWebSocketResponse] = {}
-        self.answers: dict[str, tuple[int, str]] = {}
+        self.requests: dict[str, asyncio.Task[tuple[int, Mapping[str, str], str]]] = {}
 
     async def play(self, line: Line) -> None:
         if event := EVENT.fullmatch(line.what):
@@ -295,7 +301,7 @@ class Scene:
             message = await (await self.socket(line.who)).receive(TIMEOUT)
             assert message.type is WSMsgType.TEXT, message
             if not agrees(json.loads(line.what), json.loads(message.data)):
-                raise AssertionError(f"got {message.data}")
+                raise AssertionError(f"got {message.data:.1000}")
 
     async def socket(self, who: str) -> ClientWebSocketResponse:
         if who not in self.sockets:
@@ -306,11 +312,14 @@ class Scene:
         parts = CONNECT.fullmatch(how)
         assert parts, how
         protocols = parts[2].split(", ") if parts[2] else []
+        headers = {parts[4]: parts[5]} if parts[4] else None
         try:
-            self.sockets[who] = await self.session.ws_connect(self.url + parts[1], protocols=protocols, origin=parts[3])
+            self.sockets[who] = await self.session.ws_connect(
+                self.url + parts[1], protocols=protocols, origin=parts[3], headers=headers, autoping=False
+            )
         except WSServerHandshakeError as error:
             # The client drops the body of a refusal, so the same handshake is sent once more as a plain request.
-            await self.request(who, "GET", parts[1], headers=error.request_info.headers)
+            self.request(who, "GET", parts[1], headers=error.request_info.headers)
 
     async def on_connected(self, who: str, how: str, _: str | None) -> None:
         assert self.sockets[who].protocol == how.removeprefix("as ")
@@ -323,34 +332,67 @@ class Scene:
         assert message.type is WSMsgType.CLOSE, message
         assert message.data == int(code), message
 
+    async def do_ping(self, who: str, payload: str, _: str | None) -> None:
+        await (await self.socket(who)).ping(payload.encode())
+
+    async def do_pong(self, who: str, payload: str, _: str | None) -> None:
+        await (await self.socket(who)).pong(payload.encode())
+
+    async def on_ping(self, who: str, payload: str, _: str | None) -> None:
+        message = await self.sockets[who].receive(TIMEOUT)
+        assert (message.type, bytes(message.data)) == (WSMsgType.PING, payload.encode()), message
+
+    async def on_pong(self, who: str, payload: str, _: str | None) -> None:
+        message = await self.sockets[who].receive(TIMEOUT)
+        assert (message.type, bytes(message.data)) == (WSMsgType.PONG, payload.encode()), message
+
+    async def do_pause(self, who: str, _: str, __: str | None) -> None:
+        self.transport(who).pause_reading()
+
+    async def do_resume(self, who: str, _: str, __: str | None) -> None:
+        self.transport(who).resume_reading()
+
+    def transport(self, who: str) -> asyncio.Transport:
+        connection = self.sockets[who]._response.connection
+        assert connection is not None
+        assert isinstance(connection.transport, asyncio.Transport)
+        return connection.transport
+
     async def do_binary(self, who: str, _: str, text: str) -> None:
         await (await self.socket(who)).send_bytes(text.encode())
 
     async def do_GET(self, who: str, path: str, _: str | None) -> None:
-        await self.request(who, "GET", path)
+        self.request(who, "GET", path)
 
     async def do_POST(self, who: str, what: str, _: str | None) -> None:
         path, _, body = what.partition(" ")
-        await self.request(who, "POST", path, json=json.loads(body))
+        self.request(who, "POST", path, json=json.loads(body or "null"))
 
-    async def request(self, who: str, method: str, path: str, **options: Any) -> None:
-        async with self.session.request(method, self.url + path, **options) as response:
-            self.answers[who] = response.status, await response.text()
+    def request(self, who: str, method: str, path: str, **options: Any) -> None:
+        async def send() -> tuple[int, Mapping[str, str], str]:
+            async with self.session.request(method, self.url + path, **options) as response:
+                return response.status, response.headers, await response.text()
 
-    async def on_status(self, who: str, status: str, body: str | None) -> None:
-        answer = self.answers.pop(who)
-        assert answer[0] == int(status), answer
-        assert body is None or agrees(json.loads(body), json.loads(answer[1])), answer
+        self.requests[who] = asyncio.create_task(send())
+
+    async def on_status(self, who: str, said: str, body: str | None) -> None:
+        status, headers, text = await asyncio.wait_for(self.requests.pop(who), TIMEOUT)
+        number, _, header = said.partition(" ")
+        assert status == int(number), (status, text)
+        if header:
+            name, _, value = header.partition(": ")
+            assert headers.get(name) == value, headers
+        assert body is None or agrees(json.loads(body), json.loads(text)), text
 
     async def end(self) -> None:
         """See that the next that comes is the answer to a last call, so that nothing was left unsaid."""
-        assert not self.answers, f"an answer is not shown: {self.answers}"
+        assert not self.requests, f"an answer is not shown: {self.requests}"
         for ws in self.sockets.values():
             if not ws.closed:
                 call = {"id": "end", "method": "end"}
                 await ws.send_json({"jsonrpc": "2.0", **call} if ws.protocol == "jsonrpc-2.0" else call)
                 answer = (await ws.receive(TIMEOUT)).data
-                assert '"id":"end"' in answer, f"a frame is not shown: {answer}"
+                assert '"id":"end"' in str(answer), f"a frame is not shown: {answer!s:.1000}"
                 await ws.close()
 
 
@@ -448,6 +490,45 @@ def code_of(error: type[RpcError]) -> int:
 
 def descendants(error: type[Any]) -> set[type[Any]]:
     return {found for child in error.__subclasses__() for found in ({child} | descendants(child))}
+
+
+def test_the_tables_of_limits_are_those_of_the_classes() -> None:
+    """Each limit that a class has stands in the protocol and in the guide, with its default."""
+    limits = {
+        f"{cls.__name__}.{name}": value for cls in (WsPathMixin, SocketsManager) for name, value in numbers_of(cls)
+    }
+    protocol = re.findall(r"^\| .+? \| (\S+) \| `(\w+\.\w+)`", PROTOCOL.read_text("utf-8"), re.MULTILINE)
+    assert {name: number_of(shown) for shown, name in protocol} == {
+        name: value
+        for name, value in limits.items()
+        if name not in ("SocketsManager.tick", "WsPathMixin.send_buffer_bytes")
+    }
+    guide = DEPLOYING.read_text("utf-8")
+    for heading, rows in re.findall(r"^\| of `(\w+)` .*\n\|---.*\n((?:\|.*\n)+)", guide, re.MULTILINE):
+        for name, shown in re.findall(r"^\| `(\w+)` \| ([\w,]+)", rows, re.MULTILINE):
+            assert limits.pop(f"{heading}.{name}") == number_of(shown), name
+    assert sorted(limits) == ["SocketsManager.drain_timeout", "SocketsManager.tick"]
+
+
+def numbers_of(cls: type) -> Iterator[tuple[str, float | None]]:
+    for name, value in vars(cls).items():
+        if not name.startswith("_") and (value is None or type(value) in (int, float)):
+            yield name, value
+
+
+def number_of(shown: str) -> float | None:
+    return None if shown == "none" else float(shown.replace(",", ""))
+
+
+def test_the_figures_are_all_explained() -> None:
+    """Those of `server_info`, and those for Prometheus, each in its table."""
+    text, manager = METRICS.read_text("utf-8"), SocketsManager()
+    figures, metrics = (
+        re.findall(rf"^\| `({prefix}\w+)` \|", text, re.MULTILINE) for prefix in ("(?!openapi_ws_)", "openapi_ws_")
+    )
+    assert sorted(figures) == sorted(manager.server_info())
+    families = Collector(manager).collect()
+    assert sorted(metrics) == sorted(f"{each.name}_total" if each.type == "counter" else each.name for each in families)
 
 
 # -- the reference --------------------------------------------------------------------------------------------
@@ -560,5 +641,8 @@ def source_files() -> Iterator[Path]:
         else:
             continue
         for file in inside:
-            if not {"node_modules", "__pycache__", "_build"} & set(file.parts) and b"\0" not in file.read_bytes():
+            is_ours = (
+                not {"node_modules", "__pycache__", "_build"} & set(file.parts) and "/.venv" not in file.as_posix()
+            )
+            if is_ours and b"\0" not in file.read_bytes():
                 yield file

@@ -57,6 +57,15 @@ def test_age_is_warned_of_and_nothing_helps() -> None:
     assert client.look(4) == End(4011, "age")
 
 
+def test_each_end_is_warned_of() -> None:
+    """Also where one comes nearer while the other was averted."""
+    client = pulse(max_idle=6, max_age=8)
+    assert client.look(3) == Warn("idle", 3)
+    client.used(4)
+    assert client.look(5) == Warn("age", 3)
+    assert client.look(8) == End(4011, "age")
+
+
 def test_control_frames_are_allowed_at_a_rate() -> None:
     """Twenty at once, then ten a second."""
     client = pulse()

@@ -279,6 +279,28 @@ async def test_a_socket_can_be_moved_alone(serve: Serve) -> None:
     await moving
 
 
+class Restless(Stream):
+    async def ws_rpc_move(self) -> None:
+        await self.websocket.move(grace=0.05)
+
+
+async def test_a_method_may_move_its_own_socket(serve: Serve) -> None:
+    """It is told to end like any other call, and the socket is closed all the same."""
+    client = await (await serve(Restless)).connect()
+    await client.send({"id": 1, "method": "move"})
+    assert await client.closed() == 4011
+
+
+async def test_a_message_may_be_larger_than_the_bound(serve: Serve) -> None:
+    """One beside it, however large, for a client that reads."""
+    served = await serve(Dropping)
+    client = await served.connect(max_msg_size=0)
+    await client.call("subscribe", {"channel": "c"})
+    for size in (1_000_000, 10, 500_000):
+        await served.manager.publish("c", "e", "x" * size)
+        assert len((await client.message())["data"]) == size
+
+
 async def test_a_close_ends_though_the_peer_is_silent(serve: Serve) -> None:
     """A peer that neither reads nor answers the close is cut off, though megabytes wait for it."""
     served = await serve(Stream)
