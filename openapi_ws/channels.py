@@ -223,14 +223,14 @@ class Channels:
         if channel_name not in self._subscribed.get(listener, {}):
             raise InvalidParams({"channel": "Invalid channel"})
         self._discard(channel_name, event or "*", listener)
-        if channel := self._channels.get(channel_name):
+        if (channel := self._channels.get(channel_name)) is not None:  # an empty one is false
             await self._settled(channel)
 
     async def leave(self, channel_name: str, listener: Listener) -> None:
         """Take *listener* off all events of a channel; one that is not on it stays off."""
         for name in tuple(self._subscribed.get(listener, {}).get(channel_name, ())):
             self._discard(channel_name, name, listener)
-        if channel := self._channels.get(channel_name):
+        if (channel := self._channels.get(channel_name)) is not None:  # an empty one is false
             await self._settled(channel)
 
     def remove(self, listener: Listener) -> None:
@@ -247,7 +247,7 @@ class Channels:
             channels.pop(channel_name, None)
         if not channels:
             self._subscribed.pop(listener, None)
-        if channel := self._channels.get(channel_name):
+        if (channel := self._channels.get(channel_name)) is not None:
             channel.unregister(name, listener)
             if not channel and not channel.is_live and channel.settling is None:
                 del self._channels[channel_name]

@@ -185,6 +185,8 @@ class SocketsManager:
             websocket.tick(now)
         if self.sockets:
             self.watch()
+        else:
+            self.metrics.lag = 0.0  # nobody is there to look for
 
     async def drain(self, timeout: float | None = None) -> None:
         """Let nobody in any more, and see every client off within *timeout* seconds, default `drain_timeout`.

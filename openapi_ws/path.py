@@ -32,9 +32,17 @@ logger = logging.getLogger(__name__)
 
 DIALECTS = {dialect.name: dialect for dialect in (HOUSE, JSONRPC)}
 SENDABLE = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
-NO_STATUS, LOST, INTERNAL_ERROR, RESTART = 1005, 1006, 1011, 1012
+PROTOCOL_ERROR, NO_STATUS, LOST, INTERNAL_ERROR, RESTART = 1002, 1005, 1006, 1011, 1012
 RETRY_AFTER = 5
 """Seconds after which a client may try again where there are too many."""
+
+
+class _Response(web.WebSocketResponse[bool]):
+    """A response that leaves the answer to a broken frame to `Websocket`."""
+
+    async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        """Close if `Websocket` says so; `receive` would, before what is queued, and wait for a peer without a bound."""
+        return False if drain else await super().close(code=code, message=message, drain=False)
 
 
 class _Collecting(ABCMeta):  # as aiohttp's views have it, so that either may come first
@@ -280,7 +288,7 @@ class WsPathMixin(metaclass=_Collecting):
         if websocket.close_code is None:
             websocket.flush()
         if websocket.close_code is None:  # the flush may have found it too slow
-            websocket.close_code = _close_code(message.type, message.data, response)
+            websocket.close_code = _close_code(message.type, message.data)
 
     def _leave(self, sockets: SocketsManager, calls: Calls) -> None:
         """Take the client off everything at once, in an order that lets nothing put it back."""
@@ -322,7 +330,7 @@ class WsPathMixin(metaclass=_Collecting):
         return False
 
     def _response(self) -> web.WebSocketResponse[bool]:
-        response: web.WebSocketResponse[bool] = web.WebSocketResponse(
+        response = _Response(
             autoclose=False,
             autoping=False,
             timeout=CLOSE_TIMEOUT,
@@ -364,16 +372,14 @@ def _tune(transport: asyncio.Transport, *, send_buffer_bytes: int | None, heartb
 
 
 def _answer_to(code: int) -> int:
-    """The code of our close frame: the client's own, as RFC 6455 §5.5.1 has it, where it may be sent."""
-    if code == LOST:
-        return RESTART
-    return code if 3000 <= code < 5000 or code in SENDABLE else 1000
+    """The code of our close frame: the client's own, as RFC 6455 §5.5.1 has it, where there is one."""
+    return {NO_STATUS: 1000, LOST: RESTART}.get(code, code)
 
 
-def _close_code(kind: WSMsgType, data: Any, response: web.WebSocketResponse[bool]) -> int:
+def _close_code(kind: WSMsgType, data: Any) -> int:
     """Why the frames ended: the client's code, that of its broken frame, or a lost link."""
     if kind is WSMsgType.CLOSE:
-        return data or NO_STATUS
-    if isinstance(data, WebSocketError):
-        return data.code
-    return response.close_code or LOST
+        # aiohttp lets through 1006, which no frame may carry, and what is above all ranges (§7.4).
+        is_legal = not data or data in SENDABLE or 3000 <= data < 5000
+        return (data or NO_STATUS) if is_legal else PROTOCOL_ERROR
+    return int(data.code) if isinstance(data, WebSocketError) else LOST

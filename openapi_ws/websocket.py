@@ -257,6 +257,8 @@ class Websocket:
         try:
             while outbox and self.close_code is None:
                 await self._writer.drain()
+                if self.close_code is not None:  # since: nothing follows a close frame (RFC 6455 §5.5.1)
+                    break
                 if self._is_behind():  # a transport whose marks aiohttp does not watch
                     await asyncio.sleep(POLL)
                     continue
