@@ -235,6 +235,10 @@ class Calls:
             within.__cause__ = error
             return await self._internal(call, within)
         except Exception as error:
+            if isinstance(error, ConnectionError) and self._websocket.is_gone:
+                # The method heard of it before it was cancelled: nobody's fault, and nobody to answer.
+                self._websocket.metrics.calls[call.method, "gone"] += 1
+                return None
             return await self._internal(call, error)
 
     async def _result(self, running: _Running) -> bytes:

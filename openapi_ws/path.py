@@ -201,7 +201,11 @@ class WsPathMixin(metaclass=_Collecting):
         response: web.WebSocketResponse[bool],
         identity: str | None,
     ) -> None:
-        writer = await response.prepare(self.request)
+        try:
+            writer = await response.prepare(self.request)
+        except ConnectionError:
+            logger.debug("%s was gone before its handshake was answered", self.request.remote)
+            return
         # From here on no exception may leave: aiohttp or a middleware would write an HTTP answer into the socket.
         transport = self.request.transport
         if transport is None or writer is None:  # gone during the handshake

@@ -120,6 +120,11 @@ class Websocket:
         state = "open" if self.close_code is None else f"closed {self.close_code}"
         return f"<Websocket {self.socket_id} {state}>"
 
+    @property
+    def is_gone(self) -> bool:
+        """It is closed, or being closed, from whichever side."""
+        return self.close_code is not None or self._transport.is_closing()
+
     # -- what is sent -----------------------------------------------------------------------------------------
 
     @property
@@ -189,10 +194,10 @@ class Websocket:
         pushes: list[tuple[bytes, Message]] = []
         if not self._held and self._pushes:
             pushes, self._pushes, self._held_bytes = self._pushes, [], 0
-        if self.close_code is not None or self._transport.is_closing():
+        if self.is_gone:
             self.metrics.dropped["closed"] += len(pushes)
-            return
-        self._write_all(frames, pushes)
+        else:
+            self._write_all(frames, pushes)
 
     def _write_all(self, frames: list[bytes], pushes: list[tuple[bytes, Message]]) -> None:
         """Write answers, and messages as long as the transport keeps up; the rest waits."""
@@ -215,8 +220,7 @@ class Websocket:
         return self.max_queue_bytes + self._large
 
     def _allow(self, size: int) -> None:
-        if size > self._high and size > self._large:
-            self._large = size
+        self._large = max(self._large, size if size > self._high else 0)
 
     def _give_up(self) -> None:
         if self.close_code is None:
