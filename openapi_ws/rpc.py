@@ -85,6 +85,8 @@ def ws_rpc(body_schema: Any = None, response_schema: Any = None, **options: Any)
     options |= {
         key: value for key, value in (("body_schema", body_schema), ("response_schema", response_schema)) if value
     }
+    if unknown := options.keys() - {field.name for field in dataclasses.fields(_Options)}:
+        raise SetupError(f"ws_rpc has no option {', '.join(sorted(unknown))}")
     if "tags" in options:
         options["tags"] = tuple(options["tags"])
     said = _Options(**options, said=frozenset(options))

@@ -99,7 +99,8 @@ async def test_a_thousand_clients_are_drained_in_bounded_time() -> None:
     under way is answered 503 with Retry-After; for a new one nobody listens any more, as `run_app` sees to it first.
     The process ends with status 0, and no task is left.
     """
-    async with both(manager={"drain_timeout": 5}) as (server, clients, at):
+    # A heartbeat shorter than the drain: from the signal on aiohttp reads nothing any more, so no pong is heard.
+    async with both(view={"heartbeat": 2.0}, manager={"drain_timeout": 5, "tick": 0.2}) as (server, clients, at):
         groups = {"idle": SOCKETS - 20, "busy": 10, "stalled": 10}
         for group, count in groups.items():
             await clients.ask("connect", group=group, count=count, receive_buffer=4096, **at)
@@ -210,6 +211,18 @@ async def test_a_half_open_peer_is_noticed_and_its_descriptor_freed(kind: str) -
         assert max(quiet[1], behind[1]) <= limit
         assert closed <= 1 + SECOND_HAND
         assert max(freed) <= limit + 1
+
+
+async def test_a_server_that_was_stopped_gives_nobody_up() -> None:
+    """A process that had no time for longer than a heartbeat, e.g. on a machine that slept, closes no client for it."""
+    async with both(view={"heartbeat": 0.4}, manager={"tick": 0.1}) as (server, clients, at):
+        await clients.ask("connect", group="all", count=10, **at)
+        await asyncio.sleep(0.3)  # what is tested is time that passes: a few ticks, then the stop
+        server.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1)
+        server.process.send_signal(signal.SIGCONT)
+        await clients.ask("call", group="all", method="whoami")
+        assert (await server.ask("info"))["closes"] == {}
 
 
 async def test_everything_settles_after_churn() -> None:

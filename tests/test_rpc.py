@@ -411,6 +411,12 @@ def test_what_cannot_be_a_method_is_refused_when_the_class_is_made(members: dict
         type("Bad", (WsPathMixin, web.View), members)
 
 
+def test_an_unknown_option_is_named() -> None:
+    """A slip of the pen is not taken for a wish."""
+    with pytest.raises(SetupError, match="ws_rpc has no option orderd"):
+        ws_rpc(orderd=True)  # type: ignore[call-overload]  # on purpose
+
+
 def test_two_mixins_with_one_method_are_refused() -> None:
     """Neither hides the other in silence; deriving one from the other, or defining it anew, says which is meant."""
 
