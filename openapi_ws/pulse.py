@@ -41,7 +41,7 @@ class Pulse:
     """
 
     __slots__ = (
-        "_control", "_heard", "_looked", "_pinged", "_since", "_used", "_warned", "control_rate", "heartbeat",
+        "_control", "_looked", "_silence", "_since", "_used", "_warned", "control_rate", "heartbeat",
         "max_age", "max_idle",
     )  # fmt: skip
 
@@ -56,14 +56,14 @@ class Pulse:
     ) -> None:
         self.control_rate = control_rate
         self.heartbeat, self.max_idle, self.max_age = heartbeat, max_idle, max_age
-        self._since = self._heard = self._used = self._looked = now
-        self._pinged = False
+        self._since = self._used = self._looked = now
+        self._silence = 0.0
         self._warned: str | None = None
         self._control: float = 2 * control_rate
 
-    def heard(self, now: float) -> None:
-        """A frame has come, or the client has read."""
-        self._heard, self._pinged = now, False
+    def heard(self) -> None:
+        """A frame has come since the last look, or the client has read."""
+        self._silence = 0.0
 
     def used(self, now: float) -> None:
         """A message has come, or a call is in flight."""
@@ -76,19 +76,19 @@ class Pulse:
 
     def look(self, now: float) -> Ping | Warn | End | None:
         """What is called for."""
-        self._control = min(2 * self.control_rate, self._control + self.control_rate * (now - self._looked))
-        self._looked = now
-        return self._check_time(now) or self._check_silence(now - self._heard)
+        passed, self._looked = now - self._looked, now
+        self._control = min(2 * self.control_rate, self._control + self.control_rate * passed)
+        return self._check_time(now) or self._check_silence(passed)
 
-    def _check_silence(self, silence: float) -> Ping | End | None:
-        if self.heartbeat is None or silence < self.heartbeat:
+    def _check_silence(self, passed: float) -> Ping | End | None:
+        if self.heartbeat is None:
             return None
-        if silence >= self.heartbeat * 1.5:
+        # A process that had no time, e.g. on a machine that slept, has heard nobody: the pongs are there, unread.
+        before = self._silence
+        self._silence += min(passed, self.heartbeat / 2)
+        if self._silence >= self.heartbeat * 1.5:
             return End(NO_PONG, "no pong")
-        if self._pinged:
-            return None
-        self._pinged = True
-        return Ping()
+        return Ping() if before < self.heartbeat <= self._silence else None
 
     def _check_time(self, now: float) -> Warn | End | None:
         ends = [("age", self._since + self.max_age, self.max_age)] if self.max_age is not None else []

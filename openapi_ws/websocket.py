@@ -296,7 +296,7 @@ class Websocket:
         # When bytes wait here, the kernel is full: if it takes more, the client reads, however late its pong may be.
         if self.is_heard or (self._was_waiting and taken > self._taken):
             self.is_heard = False
-            self.pulse.heard(now)
+            self.pulse.heard()
         self._taken, self._was_waiting = taken, waiting > 0
         if waiting <= self._high:
             self._large = 0

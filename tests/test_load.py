@@ -215,11 +215,11 @@ async def test_a_half_open_peer_is_noticed_and_its_descriptor_freed(kind: str) -
 
 async def test_a_server_that_was_stopped_gives_nobody_up() -> None:
     """A process that had no time for longer than a heartbeat, e.g. on a machine that slept, closes no client for it."""
-    async with both(view={"heartbeat": 0.4}, manager={"tick": 0.1}) as (server, clients, at):
+    async with both(view={"heartbeat": 1.0}, manager={"tick": 0.1}) as (server, clients, at):
         await clients.ask("connect", group="all", count=10, **at)
         await asyncio.sleep(0.3)  # what is tested is time that passes: a few ticks, then the stop
         server.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(1)
+        await asyncio.sleep(2)
         server.process.send_signal(signal.SIGCONT)
         await clients.ask("call", group="all", method="whoami")
         assert (await server.ask("info"))["closes"] == {}

@@ -15,13 +15,9 @@ def pulse(**limits: float | None) -> Pulse:
 def test_silence_is_asked_about_once_and_then_is_death() -> None:
     """A ping after the heartbeat, the end after 1.5 of it; a sign of life begins anew."""
     client = pulse(heartbeat=10)
-    assert client.look(9) is None
-    assert client.look(10) == Ping()
-    assert client.look(14) is None
-    client.heard(14)
-    assert client.look(23) is None
-    assert client.look(24) == Ping()
-    assert client.look(29) == End(4012, "no pong")
+    assert [client.look(now) for now in range(1, 15)] == [None] * 9 + [Ping()] + [None] * 4
+    client.heard()
+    assert [client.look(now) for now in range(15, 30)] == [None] * 9 + [Ping()] + [None] * 4 + [End(4012, "no pong")]
 
 
 @given(st.lists(st.floats(0.1, 9.9), max_size=50))
@@ -31,13 +27,21 @@ def test_a_client_that_is_heard_in_time_is_left_alone(pauses: list[float]) -> No
     for pause in pauses:
         now += pause
         assert client.look(now) is None
-        client.heard(now)
+        client.heard()
+
+
+def test_a_process_that_had_no_time_gives_nobody_up() -> None:
+    """After an hour in which nobody looked, a client has still the time to be heard."""
+    client = pulse(heartbeat=10)
+    assert [client.look(now) for now in (1, 2, 3600)] == [None] * 3
+    assert client.look(3603) == Ping()
+    assert client.look(7200) == End(4012, "no pong")
 
 
 def test_idle_time_is_warned_of_and_use_begins_it_anew() -> None:
     """Ten seconds before, once; what is heard but no use does not count."""
     client = pulse(max_idle=60)
-    client.heard(49)
+    client.heard()
     assert client.look(49) is None
     assert client.look(51) == Warn("idle", 9)
     assert client.look(52) is None
