@@ -314,8 +314,7 @@ class Websocket:
         elif isinstance(verdict, End):
             self.close_soon(verdict.code, verdict.reason)
         elif isinstance(verdict, Warn):
-            data = {"reason": verdict.reason, "in": round(verdict.seconds, 3)}
-            self.notify(Notice("expiring", orjson.dumps(data)))
+            self.notify(Notice("expiring", orjson.dumps({"reason": verdict.reason, "in": round(verdict.seconds, 3)})))
 
     def pong(self, payload: bytes) -> None:
         """Answer a ping with the same *payload* (RFC 6455 §5.5.3); a client that sends too many is closed."""
@@ -338,6 +337,7 @@ class Websocket:
         """
         data = {"reconnect_in": round(within, 3), "deadline": round(within + grace, 3)}
         self.notify(Notice("drain", orjson.dumps(data)))
+        self.pulse.heartbeat = None  # its time is bounded now, and aiohttp reads no pongs once it shuts down
         try:
             await asyncio.sleep(max(0, within))
             self.is_leaving = True
