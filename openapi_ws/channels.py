@@ -290,8 +290,8 @@ class Channels:
             return None
         finally:
             channel.settling = None
-            if not channel and not channel.is_live:
-                self._channels.pop(channel.name, None)
+            if not channel and not channel.is_live and self._channels.get(channel.name) is channel:
+                del self._channels[channel.name]
 
     def _retry(self, channel: Channel, error: BaseException) -> None:
         logger.warning("broker failed to unsubscribe from %r, asked again in %s s: %r", channel.name,

@@ -168,7 +168,7 @@ class Websocket:
         self.flush()
         if self._pump is not None:
             await asyncio.shield(self._pump)
-        await self._writer.drain()
+        await asyncio.shield(asyncio.ensure_future(self._writer.drain()))  # cancelling it would cancel all who drain
         if self.close_code is not None:
             raise ConnectionResetError("the client is gone")
 
