@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from .errors import (
@@ -21,8 +21,9 @@ from .errors import (
     MethodNotFound,
     RpcError,
 )
-from .protocol import Batch, Call, Failure, Reply, decode, is_id
+from .protocol import Batch, Call, Failure, decode, is_id
 from .rpc import Method, current_call
+from .steps import Suspended, begin
 from .websocket import Websocket
 
 __all__ = ["Calls"]
@@ -50,13 +51,16 @@ class View(Protocol):
 class _Running:
     """One call under way."""
 
-    __slots__ = ("answer", "call", "deadline", "is_cancellable", "is_holding", "method", "task", "verdict")
+    __slots__ = (
+        "answer", "call", "deadline", "has_run", "is_cancellable", "is_holding", "is_unopened", "key", "method", "task",
+        "verdict",
+    )  # fmt: skip
 
-    def __init__(self, call: Call, method: Method, answer: Answer, deadline: float | None) -> None:
-        self.call, self.method, self.answer, self.deadline = call, method, answer, deadline
+    def __init__(self, key: object, call: Call, method: Method, answer: Answer) -> None:
+        self.key, self.call, self.method, self.answer = key, call, method, answer
+        self.deadline: float | None = None
         self.verdict: RpcError | None = None
-        self.is_holding = False
-        self.is_cancellable = False
+        self.has_run = self.is_cancellable = self.is_holding = self.is_unopened = False
         self.task: asyncio.Task[None] | None = None
 
     def cancel(self, verdict: RpcError) -> None:
@@ -69,10 +73,17 @@ class _Running:
 
 
 class Calls:
-    """What runs for one socket: reads frames, starts methods, sends each answer once."""
+    """What runs for one socket: reads frames, starts methods, sends each answer once.
+
+    A method runs in the task that reads the socket until it waits for the first time. Then that task stays with it,
+    since timeouts and task groups belong to the task in which they were entered, and another has to read on. A method
+    whose last call has waited gets a task at once. So a call that never waits costs no task, and one that does holds
+    nobody up ("leader and followers", Schmidt et al., Pattern-Oriented Software Architecture 2, 2000).
+    """
 
     __slots__ = (
-        "_is_closed", "_lane", "_limit", "_methods", "_running", "_timeout", "_view", "_websocket", "opening",
+        "_in_lane", "_is_closed", "_lane", "_limit", "_methods", "_running", "_settled", "_timeout", "_unopened",
+        "_view", "_websocket", "opening",
     )  # fmt: skip
 
     def __init__(
@@ -84,24 +95,30 @@ class Calls:
         """A task that must end before the first method begins."""
         self._running: dict[object, _Running] = {}
         self._lane = asyncio.Lock()
+        self._in_lane = self._unopened = 0
         self._is_closed = False
+        self._settled: asyncio.Event | None = None
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def receive(self, frame: bytes) -> None:
-        """Answer one frame, or start the calls that will; it never waits."""
+    def receive(self, frame: bytes) -> Suspended[None] | None:
+        """Answer one frame, or start the calls that will.
+
+        What it returns, if anything, is to be awaited in this task, while another reads on.
+        """
         if self._is_closed:
-            return
+            return None
         websocket = self._websocket
         request = decode(frame, websocket.dialect, fixed=websocket.dialect_is_fixed)
         websocket.dialect = request.dialect
-        if isinstance(request, Call):
-            self._start(request, self._send)
+        if type(request) is Call:
+            return self._start(request, self._send)
+        if isinstance(request, Batch):
+            self._start_batch(request)
         elif isinstance(request, Failure):
             websocket.send(request.encode())
-        else:
-            self._start_batch(request)
+        return None
 
     def tick(self, now: float) -> None:
         """End the calls whose time is up."""
@@ -114,26 +131,39 @@ class Calls:
         for running in tuple(self._running.values()):
             running.cancel(Draining())
 
-    def refuse(self) -> list[asyncio.Task[None]]:
-        """Start and answer nothing any more; the tasks that this cancels."""
+    def refuse(self) -> None:
+        """Start and answer nothing any more, and cancel what runs."""
         self._is_closed = True
-        tasks = [running.task for running in self._running.values() if running.task]
-        for task in tasks:
-            task.cancel()
-        return tasks
+        for running in tuple(self._running.values()):
+            if running.task is not None:
+                running.task.cancel()
+            if not running.has_run:  # and now it never will
+                self._count(running.call, "gone")
+                self._forget(running)
 
     async def close(self) -> None:
         """End all that runs, and wait for it as long as `FAREWELL` says."""
-        tasks = self.refuse()
-        if self.opening is not None and self.opening.cancel():
-            tasks.append(self.opening)
+        self.refuse()
+        if self.opening is not None:
+            self.opening.cancel()
         for patience in FAREWELL:
-            if tasks:
-                _, stubborn = await asyncio.wait(tasks, timeout=patience)
-                # A method may have swallowed its cancellation, to wait for something else.
-                tasks = [task for task in stubborn if task.cancel()]
-        for task in tasks:
-            logger.warning("%s is gone, but a method goes on though cancelled: %r", self._websocket, task)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._all_ended()
+                    return
+            # A method may have swallowed its cancellation, to wait for something else.
+            for running in self._running.values():
+                if running.task is not None:
+                    running.task.cancel()
+        for running in self._running.values():
+            logger.warning("%s is gone, but a method goes on though cancelled: %r", self._websocket, running.task)
+
+    async def _all_ended(self) -> None:
+        if self.opening is not None:
+            await asyncio.wait([self.opening])
+        if self._running:
+            self._settled = asyncio.Event()
+            await self._settled.wait()
 
     def _send(self, answer: bytes | None) -> None:
         if answer is not None:
@@ -160,35 +190,48 @@ class Calls:
                     self._websocket.release()
 
         for entry in batch.entries:
-            if isinstance(entry, Call):
-                self._start(entry, answer)
-            else:
+            if isinstance(entry, Failure):
                 answer(entry.encode())
+            elif running := self._admit(entry, answer):
+                self._spawn(running)
 
-    def _start(self, call: Call, answer: Answer) -> None:
+    def _start(self, call: Call, answer: Answer) -> Suspended[None] | None:
+        """Begin *call* here and now, unless it must not or would have to wait."""
+        running = self._admit(call, answer)
+        if running is None:
+            return None
+        method = running.method
+        if method.waits or self._unopened or self._is_opening or (self._in_lane and method.options.ordered):
+            self._spawn(running)
+            return None
+        suspended = begin(self._run(running))
+        if suspended is not None:
+            self._enter(running)
+            running.task = asyncio.current_task()
+            method.waits = True
+        return suspended
+
+    def _admit(self, call: Call, answer: Answer) -> _Running | None:
+        """A call that may begin; or None, and it has its answer."""
+        key = object() if call.id is None else call.id
+        method = self._methods.get(call.method)
+        is_free = key not in self._running and len(self._running) < self._limit
+        if method is not None and is_free and not self._websocket.is_leaving:
+            return _Running(key, call, method, answer)
         try:
-            key = object() if call.id is None else call.id
             if key in self._running:
                 raise Conflict("A call with this id is in flight")
             if call.method in CANCEL_METHODS:
                 answer(self._cancel(call))
-                return
-            if len(self._running) >= self._limit:
+                return None
+            if not is_free:
                 raise LimitExceeded(f"At most {self._limit} calls in flight")
-            method = self._methods.get(call.method)
             if method is None:
                 raise MethodNotFound(call.method)
-            if self._websocket.is_leaving:
-                raise Draining
+            raise Draining
         except RpcError as error:
-            self._count(call, error)
-            answer(_failure(call, error))
-            return
-        loop = asyncio.get_running_loop()
-        timeout = self._timeout if method.options.timeout is ... else method.options.timeout
-        running = _Running(call, method, answer, None if timeout is None else loop.time() + timeout)
-        self._running[key] = running
-        running.task = loop.create_task(self._run(key, running))
+            answer(self._refusal(call, error))
+        return None
 
     def _cancel(self, call: Call) -> bytes | None:
         params = call.params[:1] if isinstance(call.params, list) else [call.params]
@@ -199,49 +242,75 @@ class Calls:
         return (
             None
             if call.notification
-            else Reply(call, b'{"cancelled":%b}' % (b"true" if running else b"false")).encode()
+            else call.dialect.reply(call, b'{"cancelled":%b}' % (b"true" if running else b"false"))
         )
 
-    async def _run(self, key: object, running: _Running) -> None:
+    # -- from its beginning to its answer -----------------------------------------------------------------------
+
+    @property
+    def _is_opening(self) -> bool:
+        return self.opening is not None and not self.opening.done()
+
+    def _spawn(self, running: _Running) -> None:
+        self._enter(running)
+        if self._is_opening or self._unopened:  # one that comes as `connected` ends overtakes none of those that wait
+            self._unopened += 1
+            running.is_unopened = True
+        running.task = asyncio.get_running_loop().create_task(self._run_alone(running))
+
+    def _enter(self, running: _Running) -> None:
+        """Count a call in that does not end at once."""
+        timeout = running.method.options.timeout
+        if timeout is ...:
+            timeout = self._timeout
+        if timeout is not None:
+            running.deadline = asyncio.get_running_loop().time() + timeout
+        self._running[running.key] = running
+        self._in_lane += running.method.options.ordered
+
+    def _forget(self, running: _Running) -> None:
+        if self._running.pop(running.key, None) is None:
+            return
+        self._in_lane -= running.method.options.ordered
+        self._is_opened(running)
+        if self._settled is not None and not self._running:
+            self._settled.set()
+
+    def _is_opened(self, running: _Running) -> None:
+        self._unopened -= running.is_unopened
+        running.is_unopened = False
+
+    async def _run_alone(self, running: _Running) -> None:
+        suspended = begin(self._run(running))
+        running.method.waits = suspended is not None
+        if suspended is not None:
+            await suspended
+
+    async def _run(self, running: _Running) -> None:
+        """Run the method to its end, good or bad, and answer."""
+        running.has_run = True
+        call, method = running.call, running.method
         try:
-            answer = await self._outcome(running)
-            del self._running[key]  # before the answer: whoever has it may use the id again
+            try:
+                if running.task is None and not method.options.ordered:  # it has nobody to wait for
+                    result = await self._start_method(running)
+                else:
+                    result = await self._in_turn(running)
+                text = method.dump(result)
+                running.is_cancellable = False
+                self._websocket.metrics.calls[method.ok] += 1
+                answer = None if call.notification else call.dialect.reply(call, text)
+            except BaseException as error:
+                running.is_cancellable = False
+                answer = await self._failed(running, error)
+            self._forget(running)  # before the answer: whoever has it may use the id again
             running.answer(answer)
         finally:
-            self._running.pop(key, None)
+            self._forget(running)
             if running.is_holding:
                 self._websocket.release()
 
-    async def _outcome(self, running: _Running) -> bytes | None:
-        """Run the method to its end, good or bad; the text of its answer, or None for a notification."""
-        call = running.call
-        try:
-            try:
-                result = await self._result(running)
-            finally:
-                running.is_cancellable = False
-            self._count(call, None)
-            return None if call.notification else Reply(call, result).encode()
-        except RpcError as error:
-            return await self._rpc_error(call, error)
-        except asyncio.CancelledError as error:
-            if self._is_closed:
-                self._websocket.metrics.calls[call.method, "gone"] += 1
-                raise
-            if running.verdict is not None:
-                return await self._rpc_error(call, running.verdict)
-            # Nobody cancelled the call: the method itself awaited something that was cancelled.
-            within = RuntimeError("the method was cancelled from within")
-            within.__cause__ = error
-            return await self._internal(call, within)
-        except Exception as error:
-            if isinstance(error, ConnectionError) and self._websocket.is_gone:
-                # The method heard of it before it was cancelled: nobody's fault, and nobody to answer.
-                self._websocket.metrics.calls[call.method, "gone"] += 1
-                return None
-            return await self._internal(call, error)
-
-    async def _result(self, running: _Running) -> bytes:
+    async def _in_turn(self, running: _Running) -> Any:
         if running.verdict is not None:
             raise running.verdict
         running.is_cancellable = True
@@ -249,30 +318,61 @@ class Calls:
         async with self._lane if running.method.options.ordered else contextlib.nullcontext():
             if self.opening is not None and not self.opening.done():
                 await asyncio.shield(self.opening)
-            return await self._invoke(running)
+            self._is_opened(running)
+            return await self._start_method(running)
 
-    async def _invoke(self, running: _Running) -> bytes:
+    def _start_method(self, running: _Running) -> Coroutine[Any, Any, Any]:
+        running.is_cancellable = True
         if running.method.options.reply_first:
             self._websocket.hold()
             running.is_holding = True
         current_call.set(running.call)
-        return await running.method(self._view, running.call)
+        return running.method.start(self._view, running.call)
+
+    async def _failed(self, running: _Running, error: BaseException) -> bytes | None:
+        """The answer to a call that went wrong, or None where there is nobody to answer."""
+        call = running.call
+        if isinstance(error, RpcError):
+            return await self._rpc_error(call, error)
+        if isinstance(error, asyncio.CancelledError):
+            if self._is_closed:
+                self._count(call, "gone")
+                raise error
+            if running.verdict is not None:
+                return await self._rpc_error(call, running.verdict)
+            # Nobody cancelled the call: the method itself awaited something that was cancelled.
+            within = RuntimeError("the method was cancelled from within")
+            within.__cause__ = error
+            return await self._internal(call, within)
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise error
+        if isinstance(error, ConnectionError) and self._websocket.is_gone:
+            # The method heard of it before it was cancelled: nobody's fault, and nobody to answer.
+            self._count(call, "gone")
+            return None
+        return await self._internal(call, error)
 
     async def _rpc_error(self, call: Call, error: RpcError) -> bytes | None:
-        logger.debug("%s %s: %s", self._websocket, call.method, error)
         try:
-            answer = _failure(call, error)
-            self._count(call, error)
-            return answer
+            return self._refusal(call, error)
         except EncodeError as unsayable:
             return await self._internal(call, unsayable)
 
-    async def _internal(self, call: Call, error: Exception) -> bytes | None:
+    def _refusal(self, call: Call, error: RpcError) -> bytes | None:
+        """The answer that says *error*, counted; None to a notification."""
+        logger.debug("%s %s: %s", self._websocket, call.method, error)
+        answer = None if call.notification else Failure.of(call, error).encode()
+        self._count(call, str(error.code))
+        if call.notification:
+            self._websocket.metrics.dropped["notification"] += 1
+        return answer
+
+    async def _internal(self, call: Call, error: BaseException) -> bytes | None:
         """Our fault: all of it to the log and to the view's hook, nothing but an *error_id* to the caller."""
         error_id = secrets.token_hex(8)
         logger.error("%s method %s failed, error_id %s", self._websocket, call.method, error_id, exc_info=error)
         try:
-            if inspect.isawaitable(told := self._view.on_error(call, error)):
+            if isinstance(error, Exception) and inspect.isawaitable(told := self._view.on_error(call, error)):
                 await told
         except (Exception, asyncio.CancelledError) as failed:
             if self._is_closed and isinstance(failed, asyncio.CancelledError):
@@ -280,17 +380,9 @@ class Calls:
             logger.exception("%s on_error failed", self._websocket)
             self._websocket.close_soon(1011, "on_error failed")
         message = "JSON object expected" if isinstance(error, EncodeError) else "Internal error"
-        failure = InternalError(error_id, message)
-        self._count(call, failure)
-        return _failure(call, failure)
+        return self._refusal(call, InternalError(error_id, message))
 
-    def _count(self, call: Call, error: RpcError | None) -> None:
+    def _count(self, call: Call, outcome: str) -> None:
         # Names that callers make up are counted as one: without this, they would fill the memory.
         method = call.method if call.method in self._methods else OTHER
-        self._websocket.metrics.calls[method, str(error.code) if error else "ok"] += 1
-        if error is not None and call.notification:
-            self._websocket.metrics.dropped["notification"] += 1
-
-
-def _failure(call: Call, error: RpcError) -> bytes | None:
-    return None if call.notification else Failure.of(call, error).encode()
+        self._websocket.metrics.calls[method, outcome] += 1

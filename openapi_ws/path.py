@@ -10,7 +10,7 @@ from abc import ABCMeta
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from aiohttp import WebSocketError, WSMsgType, hdrs, web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter, AbstractView
 
 from .calls import Calls
@@ -23,6 +23,7 @@ from .outbox import SlowConsumer, disconnect
 from .protocol import HOUSE, JSONRPC, Call, Message
 from .pubsub import listen
 from .pulse import Pulse
+from .reader import LOST, NO_STATUS, Reader
 from .rpc import Method, methods_of
 from .websocket import CLOSE_TIMEOUT, Websocket
 
@@ -31,8 +32,7 @@ __all__ = ["WsPathMixin"]
 logger = logging.getLogger(__name__)
 
 DIALECTS = {dialect.name: dialect for dialect in (HOUSE, JSONRPC)}
-SENDABLE = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
-PROTOCOL_ERROR, NO_STATUS, LOST, INTERNAL_ERROR, RESTART = 1002, 1005, 1006, 1011, 1012
+INTERNAL_ERROR, RESTART = 1011, 1012
 RETRY_AFTER = 5
 """Seconds after which a client may try again where there are too many."""
 
@@ -219,7 +219,7 @@ class WsPathMixin(metaclass=_Collecting):
             if sockets.is_closing:
                 websocket.close_soon(RESTART, "Server shutdown")
             await self._open(calls)
-            await self._read(response, calls)
+            await Reader(response, websocket, calls).read()
         except Exception:
             logger.exception("%s failed", websocket)
             websocket.close_soon(INTERNAL_ERROR, "Internal error")
@@ -272,27 +272,6 @@ class WsPathMixin(metaclass=_Collecting):
         if not await self._succeeds("connected", self.connected()):
             calls.refuse()
             self.websocket.close_soon(INTERNAL_ERROR, "connected failed")
-
-    async def _read(self, response: web.WebSocketResponse[bool], calls: Calls) -> None:
-        """Hand each frame to the calls, until there are no more; never await a method here."""
-        websocket = self.websocket
-        while True:
-            message = await response.receive()
-            websocket.is_heard = True
-            if message.type is WSMsgType.TEXT or message.type is WSMsgType.BINARY:
-                if websocket.close_code is None:
-                    websocket.is_used = True
-                    calls.receive(message.data)
-            elif message.type is WSMsgType.PING:
-                websocket.pong(message.data)
-            elif message.type is WSMsgType.PONG:
-                websocket.count_control()
-            else:
-                break
-        if websocket.close_code is None:
-            websocket.flush()
-        if websocket.close_code is None:  # the flush may have found it too slow
-            websocket.close_code = _close_code(message.type, message.data)
 
     def _leave(self, sockets: SocketsManager, calls: Calls) -> None:
         """Take the client off everything at once, in an order that lets nothing put it back."""
@@ -378,12 +357,3 @@ def _tune(transport: asyncio.Transport, *, send_buffer_bytes: int | None, heartb
 def _answer_to(code: int) -> int:
     """The code of our close frame: the client's own, as RFC 6455 §5.5.1 has it, where there is one."""
     return {NO_STATUS: 1000, LOST: RESTART}.get(code, code)
-
-
-def _close_code(kind: WSMsgType, data: Any) -> int:
-    """Why the frames ended: the client's code, that of its broken frame, or a lost link."""
-    if kind is WSMsgType.CLOSE:
-        # aiohttp lets through 1006, which no frame may carry, and what is above all ranges (§7.4).
-        is_legal = not data or data in SENDABLE or 3000 <= data < 5000
-        return (data or NO_STATUS) if is_legal else PROTOCOL_ERROR
-    return int(data.code) if isinstance(data, WebSocketError) else LOST

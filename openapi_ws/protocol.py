@@ -5,6 +5,8 @@ No input and no output happens here. `decode` never raises: what is not a call i
 
 from __future__ import annotations
 
+import re
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeGuard
 
@@ -25,7 +27,6 @@ __all__ = [
     "JsonRpcDialect",
     "Message",
     "Notice",
-    "Reply",
     "decode",
     "encode",
     "is_id",
@@ -62,18 +63,6 @@ class Call:
     params: Any = MISSING
     notification: bool = False
     """JSON-RPC without an id: it gets no answer, whatever happens (JSON-RPC 2.0 §4.1)."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """What a method returned; *result* is JSON already."""
-
-    call: Call
-    result: bytes
-
-    def encode(self) -> bytes:
-        """The frame's text in the dialect of the call."""
-        return self.call.dialect.reply(self)
 
 
 @dataclass(slots=True)
@@ -146,22 +135,19 @@ class HouseDialect:
         if not isinstance(data, dict):
             return Failure(self, InvalidRequest(f"Malformed message; expected dictionary, got {type(data).__name__}"))
         id_, method = data.get("id"), data.get("method")
+        if id_ is not None and is_id(id_) and isinstance(method, str):
+            return Call(self, id_, method, data.get("payload", MISSING))
         errors: dict[str, str] = {}
         if id_ is None or not is_id(id_):
             errors["id"] = "required" if id_ is None else _ID_RULE
             id_ = None
         if not isinstance(method, str):
             errors["method"] = "required" if method is None else "string expected"
-        if errors or not isinstance(method, str):
-            return Failure(self, InvalidRequest(errors=errors), id_)
-        return Call(self, id_, method, data.get("payload", MISSING))
+        return Failure(self, InvalidRequest(errors=errors), id_)
 
-    def reply(self, reply: Reply) -> bytes:
-        """``{"id", "method", "response"}``."""
-        call = reply.call
-        return b'{"id":%b,"method":%b,"response":%b}' % (
-            orjson.dumps(call.id), orjson.dumps(call.method), reply.result,
-        )  # fmt: skip
+    def reply(self, call: Call, result: bytes) -> bytes:
+        """``{"id", "method", "response"}``; *result* is JSON already."""
+        return b'{"id":%b,"method":%b,"response":%b}' % (orjson.dumps(call.id), orjson.dumps(call.method), result)
 
     def failure(self, failure: Failure) -> bytes:
         """``{"id", "method", "error": {"message", "code", …}}``; an unknown id or method is left out."""
@@ -217,9 +203,9 @@ class JsonRpcDialect:
             return Failure(self, InvalidRequest(errors=errors), id_)
         return Call(self, id_, method, params, notification="id" not in data)
 
-    def reply(self, reply: Reply) -> bytes:
-        """``{"jsonrpc", "id", "result"}``."""
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (orjson.dumps(reply.call.id), reply.result)
+    def reply(self, call: Call, result: bytes) -> bytes:
+        """``{"jsonrpc", "id", "result"}``; *result* is JSON already."""
+        return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (orjson.dumps(call.id), result)
 
     def failure(self, failure: Failure) -> bytes:
         """``{"jsonrpc", "id", "error": {"code", "message", "data"?}}``."""
@@ -259,9 +245,23 @@ def decode(frame: bytes, assumed: Dialect = HOUSE, *, fixed: bool = False) -> Ca
         dialect = JSONRPC if not fixed and b'"jsonrpc"' in frame else assumed
         return Failure(dialect, ParseError())
     dialect = assumed if fixed else _spoken(data, assumed)
-    if _is_deep(frame, data):
+    # Counting brackets is nearly free, and few frames have enough of them to need the walk.
+    if len(frame) > MAX_DEPTH and frame.count(b"[") + frame.count(b"{") > MAX_DEPTH and _is_deep(data):
         return Failure(dialect, ParseError(f"JSON nested deeper than {MAX_DEPTH} levels"))
     return dialect.read(data)
+
+
+_STRICT: Any = None
+
+
+def _be_strict() -> None:
+    """Make a value that is not of its type an error here, and only here.
+
+    pydantic has an option for it, ``warnings="error"``, that costs as much as the rest of a small answer.
+    """
+    global _STRICT  # warnings keeps its filters in a list of the process
+    warnings.filterwarnings("error", "Pydantic serializer warnings", UserWarning, re.escape(__name__) + "$")
+    _STRICT = warnings.filters[0]
 
 
 def encode(value: Any, serializer: SchemaSerializer | None = None) -> bytes:
@@ -277,10 +277,12 @@ def encode(value: Any, serializer: SchemaSerializer | None = None) -> bytes:
         if serializer is None:
             text = to_json(value, by_alias=True, inf_nan_mode="null")
         else:
-            text = serializer.to_json(value, by_alias=True, warnings="error")
+            if warnings.filters[0] is not _STRICT:
+                _be_strict()
+            text = serializer.to_json(value, by_alias=True)
         if b"NaN" in text or b"Infinity" in text:
             orjson.loads(text)  # a type may ask pydantic for bare constants, which break a browser's JSON.parse
-    except (PydanticSerializationError, orjson.JSONDecodeError, RecursionError) as error:
+    except (PydanticSerializationError, UserWarning, orjson.JSONDecodeError, RecursionError) as error:
         raise EncodeError(f"JSON cannot hold this {type(value).__name__}: {error}") from error
     return text
 
@@ -310,10 +312,7 @@ def is_id(value: object) -> TypeGuard[CallId]:
     return value is None or (isinstance(value, int) and not isinstance(value, bool))
 
 
-def _is_deep(frame: bytes, data: Any) -> bool:
-    # Counting brackets is nearly free, and few frames have enough of them to need the walk.
-    if frame.count(b"[") + frame.count(b"{") <= MAX_DEPTH:
-        return False
+def _is_deep(data: Any) -> bool:
     level, depth = [data], 0
     while level:
         depth += 1

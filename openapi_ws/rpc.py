@@ -102,7 +102,7 @@ class Method:
     """One method as callers see it: its name, the type of its payload, the type of its result."""
 
     __slots__ = ("_default", "_fields", "_function", "_serializer", "_takes_payload", "_validate_payload",
-                 "_validate_result", "body", "doc", "name", "options", "response")  # fmt: skip
+                 "_validate_result", "body", "doc", "name", "ok", "options", "response", "waits")  # fmt: skip
 
     def __init__(self, attribute: str, *functions: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         # The first is the method, the others are those it overrides: it takes over what it does not say itself.
@@ -112,6 +112,10 @@ class Method:
         self.name = attribute.removeprefix(PREFIX) if self.options.name is None else self.options.name
         """The name on the wire."""
         self.doc = inspect.getdoc(function) or ""
+        self.ok = (self.name, "ok")
+        """What its calls that end well are counted as."""
+        self.waits = False
+        """The call of it that was seen last waited for something: the next is likely to."""
         self._function = function
         payload, body, response = _signature(*functions)
         self._takes_payload = payload is not None
@@ -125,16 +129,26 @@ class Method:
         self._fields = _fields(body)
         self._default = _default(payload)
 
-    async def __call__(self, view: Any, call: Call) -> bytes:
-        """Run the method on *view*; its result as JSON.
+    def start(self, view: Any, call: Call) -> Coroutine[Any, Any, Any]:
+        """The method of *view*, about to run for *call*.
 
         Raises:
             InvalidParams: the payload is not of its type.
-            EncodeError: the result is not of its type, or JSON cannot hold it.
         """
         if not self._takes_payload:
-            return self._dump(await self._function(view))
-        return self._dump(await self._function(view, self.payload(call)))
+            return self._function(view)
+        return self._function(view, self.payload(call))
+
+    def dump(self, result: Any) -> bytes:
+        """*result* as JSON.
+
+        Raises:
+            EncodeError: it is not of its type, or JSON cannot hold it.
+        """
+        try:
+            return encode(self._validate_result(result), self._serializer)
+        except ValidationError as error:
+            raise EncodeError(f"the result of {self.name!r} is not of its type: {_explain(error)}") from error
 
     def payload(self, call: Call) -> Any:
         """The payload of *call* as the method takes it: one parameter, or for JSON-RPC its members by position."""
@@ -179,12 +193,6 @@ class Method:
             return self._validate_payload([])
         except ValidationError:
             return self._absent()
-
-    def _dump(self, result: Any) -> bytes:
-        try:
-            return encode(self._validate_result(result), self._serializer)
-        except ValidationError as error:
-            raise EncodeError(f"the result of {self.name!r} is not of its type: {_explain(error)}") from error
 
 
 def methods_of(cls: type) -> dict[str, Method]:

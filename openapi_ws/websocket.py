@@ -136,8 +136,10 @@ class Websocket:
     def send(self, payload: bytes) -> None:
         """Send an answer: the UTF-8 JSON *payload* of one text frame. It never waits."""
         self._answers.append(text_frame(payload))
-        self._allow(len(payload))
-        self._flush_soon()
+        if len(payload) > self._high:
+            self._allow(len(payload))
+        if not self._flushing:
+            self._flush_soon()
 
     def notify(self, notice: Notice) -> None:
         """Tell the client something about its connection; a notice goes before the messages of its tick."""
@@ -220,7 +222,8 @@ class Websocket:
         return self.max_queue_bytes + self._large
 
     def _allow(self, size: int) -> None:
-        self._large = max(self._large, size if size > self._high else 0)
+        if size > self._high:
+            self._large = max(self._large, size)
 
     def _give_up(self) -> None:
         if self.close_code is None:
