@@ -51,17 +51,14 @@ class View(Protocol):
 class _Running:
     """One call under way."""
 
-    __slots__ = (
-        "answer", "call", "deadline", "has_run", "is_cancellable", "is_holding", "is_unopened", "key", "method", "task",
-        "verdict",
-    )  # fmt: skip
+    # Not __slots__: most calls end before they need any of these, and cost a third less so.
+    deadline: float | None = None
+    verdict: RpcError | None = None
+    task: asyncio.Task[None] | None = None
+    has_run = is_cancellable = is_holding = is_unopened = False
 
     def __init__(self, key: object, call: Call, method: Method, answer: Answer) -> None:
         self.key, self.call, self.method, self.answer = key, call, method, answer
-        self.deadline: float | None = None
-        self.verdict: RpcError | None = None
-        self.has_run = self.is_cancellable = self.is_holding = self.is_unopened = False
-        self.task: asyncio.Task[None] | None = None
 
     def cancel(self, verdict: RpcError) -> None:
         """End the call with *verdict* as its answer; once, so that the method may clean up in peace."""
@@ -82,8 +79,8 @@ class Calls:
     """
 
     __slots__ = (
-        "_in_lane", "_is_closed", "_lane", "_limit", "_methods", "_running", "_settled", "_timeout", "_unopened",
-        "_view", "_websocket", "opening",
+        "_in_lane", "_is_closed", "_lane", "_limit", "_methods", "_opening", "_running", "_settled", "_timeout",
+        "_unopened", "_view", "_websocket",
     )  # fmt: skip
 
     def __init__(
@@ -91,8 +88,7 @@ class Calls:
     ) -> None:
         self._view, self._websocket, self._methods = view, websocket, methods
         self._limit, self._timeout = limit, timeout
-        self.opening: asyncio.Task[None] | None = None
-        """A task that must end before the first method begins."""
+        self._opening: asyncio.Task[None] | None = None
         self._running: dict[object, _Running] = {}
         self._lane = asyncio.Lock()
         self._in_lane = self._unopened = 0
@@ -101,6 +97,14 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def wait_for(self, opening: asyncio.Task[None]) -> None:
+        """Begin no method before *opening* has ended."""
+        self._opening = opening
+        opening.add_done_callback(self._opened)
+
+    def _opened(self, _: asyncio.Task[None]) -> None:
+        self._opening = None
 
     def receive(self, frame: bytes) -> Suspended[None] | None:
         """Answer one frame, or start the calls that will.
@@ -115,8 +119,8 @@ class Calls:
         if type(request) is Call:
             return self._start(request, self._send)
         if isinstance(request, Batch):
-            self._start_batch(request)
-        elif isinstance(request, Failure):
+            return self._start_batch(request)
+        if isinstance(request, Failure):
             websocket.send(request.encode())
         return None
 
@@ -144,8 +148,8 @@ class Calls:
     async def close(self) -> None:
         """End all that runs, and wait for it as long as `FAREWELL` says."""
         self.refuse()
-        if self.opening is not None:
-            self.opening.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
         for patience in FAREWELL:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
@@ -159,8 +163,8 @@ class Calls:
             logger.warning("%s is gone, but a method goes on though cancelled: %r", self._websocket, running.task)
 
     async def _all_ended(self) -> None:
-        if self.opening is not None:
-            await asyncio.wait([self.opening])
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
         if self._running:
             self._settled = asyncio.Event()
             await self._settled.wait()
@@ -169,7 +173,7 @@ class Calls:
         if answer is not None:
             self._websocket.send(answer)
 
-    def _start_batch(self, batch: Batch) -> None:
+    def _start_batch(self, batch: Batch) -> Suspended[None] | None:
         """Start all entries; their answers leave in one array when the last has come (JSON-RPC 2.0 §6)."""
         answers: list[bytes] = []
         missing = len(batch.entries)
@@ -189,11 +193,15 @@ class Calls:
                 if holds:
                     self._websocket.release()
 
+        suspended = None
         for entry in batch.entries:
             if isinstance(entry, Failure):
                 answer(entry.encode())
+            elif suspended is None:
+                suspended = self._start(entry, answer)
             elif running := self._admit(entry, answer):
                 self._spawn(running)
+        return suspended
 
     def _start(self, call: Call, answer: Answer) -> Suspended[None] | None:
         """Begin *call* here and now, unless it must not or would have to wait."""
@@ -201,7 +209,7 @@ class Calls:
         if running is None:
             return None
         method = running.method
-        if method.waits or self._unopened or self._is_opening or (self._in_lane and method.options.ordered):
+        if method.waits or self._opening is not None or self._unopened or (self._in_lane and method.options.ordered):
             self._spawn(running)
             return None
         suspended = begin(self._run(running))
@@ -209,29 +217,29 @@ class Calls:
             self._enter(running)
             running.task = asyncio.current_task()
             method.waits = True
+            if self._is_closed and running.task is not None:  # by the method itself
+                running.task.cancel()
         return suspended
 
     def _admit(self, call: Call, answer: Answer) -> _Running | None:
         """A call that may begin; or None, and it has its answer."""
-        key = object() if call.id is None else call.id
+        running, key = self._running, object() if call.id is None else call.id
         method = self._methods.get(call.method)
-        is_free = key not in self._running and len(self._running) < self._limit
-        if method is not None and is_free and not self._websocket.is_leaving:
+        is_free = not running or (key not in running and len(running) < self._limit)
+        if is_free and method is not None and not self._websocket.is_leaving:
             return _Running(key, call, method, answer)
-        try:
-            if key in self._running:
-                raise Conflict("A call with this id is in flight")
-            if call.method in CANCEL_METHODS:
-                answer(self._cancel(call))
-                return None
-            if not is_free:
-                raise LimitExceeded(f"At most {self._limit} calls in flight")
-            if method is None:
-                raise MethodNotFound(call.method)
-            raise Draining
-        except RpcError as error:
-            answer(self._refusal(call, error))
+        if call.method in CANCEL_METHODS and key not in running:
+            answer(self._cancel(call))
+        else:
+            answer(self._refusal(call, self._why_not(key, call)))
         return None
+
+    def _why_not(self, key: object, call: Call) -> RpcError:
+        if key in self._running:
+            return Conflict("A call with this id is in flight")
+        if len(self._running) >= self._limit:
+            return LimitExceeded(f"At most {self._limit} calls in flight")
+        return Draining() if call.method in self._methods else MethodNotFound(call.method)
 
     def _cancel(self, call: Call) -> bytes | None:
         params = call.params[:1] if isinstance(call.params, list) else [call.params]
@@ -239,21 +247,17 @@ class Calls:
         running = self._running.get(id_) if is_id(id_) else None
         if running:
             running.cancel(CallCancelled())
-        return (
-            None
-            if call.notification
-            else call.dialect.reply(call, b'{"cancelled":%b}' % (b"true" if running else b"false"))
-        )
+        if call.notification:
+            return None
+        return call.dialect.reply(call, b'{"cancelled":%b}' % (b"true" if running else b"false"))
 
     # -- from its beginning to its answer -----------------------------------------------------------------------
 
-    @property
-    def _is_opening(self) -> bool:
-        return self.opening is not None and not self.opening.done()
-
     def _spawn(self, running: _Running) -> None:
         self._enter(running)
-        if self._is_opening or self._unopened:  # one that comes as `connected` ends overtakes none of those that wait
+        if (
+            self._opening is not None or self._unopened
+        ):  # one that comes as `connected` ends overtakes none of those that wait
             self._unopened += 1
             running.is_unopened = True
         running.task = asyncio.get_running_loop().create_task(self._run_alone(running))
@@ -303,10 +307,12 @@ class Calls:
             except BaseException as error:
                 running.is_cancellable = False
                 answer = await self._failed(running, error)
-            self._forget(running)  # before the answer: whoever has it may use the id again
+            if running.task is not None:
+                self._forget(running)  # before the answer: whoever has it may use the id again
             running.answer(answer)
         finally:
-            self._forget(running)
+            if running.task is not None:
+                self._forget(running)
             if running.is_holding:
                 self._websocket.release()
 
@@ -316,8 +322,8 @@ class Calls:
         running.is_cancellable = True
         # In the lane before `connected` has ended: else a call that comes as it ends would overtake those that wait.
         async with self._lane if running.method.options.ordered else contextlib.nullcontext():
-            if self.opening is not None and not self.opening.done():
-                await asyncio.shield(self.opening)
+            if self._opening is not None:
+                await asyncio.shield(self._opening)
             self._is_opened(running)
             return await self._start_method(running)
 

@@ -265,7 +265,7 @@ class WsPathMixin(metaclass=_Collecting):
         """Begin `connected`; the socket is read meanwhile, and its calls wait."""
         self._has_begun = True
         if type(self).connected is not WsPathMixin.connected:
-            calls.opening = asyncio.get_running_loop().create_task(self._connected(calls))
+            calls.wait_for(asyncio.get_running_loop().create_task(self._connected(calls)))
             await asyncio.sleep(0)  # it has begun before anything can end it, so `disconnected` has its counterpart
 
     async def _connected(self, calls: Calls) -> None:

@@ -135,7 +135,7 @@ class HouseDialect:
         if not isinstance(data, dict):
             return Failure(self, InvalidRequest(f"Malformed message; expected dictionary, got {type(data).__name__}"))
         id_, method = data.get("id"), data.get("method")
-        if id_ is not None and is_id(id_) and isinstance(method, str):
+        if type(method) is str and id_ is not None and is_id(id_):
             return Call(self, id_, method, data.get("payload", MISSING))
         errors: dict[str, str] = {}
         if id_ is None or not is_id(id_):
