@@ -207,6 +207,11 @@ class Calls:
             answer = await self._outcome(running)
             del self._running[key]  # before the answer: whoever has it may use the id again
             running.answer(answer)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException:  # of on_error: a call that is not answered closes its socket
+            logger.exception("%s method %s is not answered", self._websocket, running.call.method)
+            self._websocket.close_soon(1011, "no answer")
         finally:
             self._running.pop(key, None)
             if running.is_holding:
@@ -240,6 +245,12 @@ class Calls:
                 self._websocket.metrics.calls[call.method, "gone"] += 1
                 return None
             return await self._internal(call, error)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # as a panic of Rust is, or a group with a cancellation among others
+            panic = RuntimeError(f"the method raised {type(error).__name__}")
+            panic.__cause__ = error
+            return await self._internal(call, panic)
 
     async def _result(self, running: _Running) -> bytes:
         if running.verdict is not None:
@@ -264,7 +275,7 @@ class Calls:
             answer = _failure(call, error)
             self._count(call, error)
             return answer
-        except EncodeError as unsayable:
+        except Exception as unsayable:  # JSON cannot hold it, or its class left out what RpcError sets
             return await self._internal(call, unsayable)
 
     async def _internal(self, call: Call, error: Exception) -> bytes | None:
