@@ -115,12 +115,12 @@ class Calls:
             running.cancel(Draining())
 
     def refuse(self) -> list[asyncio.Task[None]]:
-        """Start and answer nothing any more; the tasks that this cancels."""
-        self._is_closed = True
-        tasks = [running.task for running in self._running.values() if running.task]
-        for task in tasks:
-            task.cancel()
-        return tasks
+        """Start and answer nothing any more; the tasks that end now, each cancelled once, so that it may clean up."""
+        was_closed, self._is_closed = self._is_closed, True
+        for running in self._running.values():
+            if running.task and running.verdict is None and not was_closed:
+                running.task.cancel()
+        return [running.task for running in self._running.values() if running.task]
 
     async def close(self) -> None:
         """End all that runs, and wait for it as long as `FAREWELL` says."""

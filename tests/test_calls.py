@@ -376,6 +376,25 @@ class Tidy(WsPathMixin, Subscribe, web.View):
         await GATE.wait()
 
 
+@pytest.mark.parametrize("is_taken_back", [False, True])
+async def test_a_method_cleans_up_undisturbed_though_its_client_is_gone(serve: Serve, is_taken_back: bool) -> None:
+    """It is cancelled once, then it has a second; also if it was cancelled before its client went."""
+    served = await serve(Tidy)
+    client = await served.connect()
+    await client.send({"id": "t", "method": "tidy"})
+    await until(lambda: GATE.trace)
+    if is_taken_back:
+        await client.call("rpc.cancel", {"id": "t"})
+        await until(lambda: GATE.waiting)
+    await client.ws.close()
+    await until(lambda: served.manager._departures)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    GATE.open.set()
+    await served.manager.departed()
+    assert GATE.trace == ["begun", "tidied up"]
+
+
 async def test_taking_a_call_back_twice_does_not_disturb_its_cleaning_up(serve: Serve) -> None:
     """The first cancel reaches the method; it may await in its finally, whatever the caller repeats."""
     client = await (await serve(Tidy)).connect()
