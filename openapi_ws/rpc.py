@@ -15,19 +15,15 @@ from types import EllipsisType
 from typing import Any, TypeVar, overload
 
 from pydantic import AliasChoices, PydanticUserError, RootModel, TypeAdapter, ValidationError
-from pydantic_core import SchemaError, SchemaValidator
+from pydantic_core import SchemaError
 
 from .errors import EncodeError, InvalidParams, SetupError
 from .protocol import MISSING, Call, encode
+from .validation import explain, validator
 
 __all__ = ["Method", "current_call", "methods_of", "ws_rpc"]
 
 PREFIX = "ws_rpc_"
-MAX_ERRORS = 20
-"""How many validation errors one answer names."""
-MAX_LISTED = 1000
-"""Beyond this many, an answer gives the number alone: pydantic lists all or none."""
-PATH_LIMIT, WHY_LIMIT, ERRORS_SIZE = 64, 120, 3500
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MARK = "ws_rpc"
@@ -119,7 +115,7 @@ class Method:
         """The type of the payload."""
         self.response: TypeAdapter[Any] = _adapter(response, "result")
         """The type of the result."""
-        self._validate_payload = _early_validator(self.body).validate_python
+        self._validate_payload = validator(self.body)
         self._validate_result = self.response.validator.validate_python
         self._serializer = self.response.serializer
         self._fields = _fields(body)
@@ -148,7 +144,7 @@ class Method:
                 return self._by_position(params)
             return self._validate_payload(params)
         except ValidationError as error:
-            raise InvalidParams(_explain(error)) from None
+            raise InvalidParams(explain(error)) from None
 
     def _absent(self) -> Any:
         """No payload, or null: None where the type has it, else the ancestor's empty object."""
@@ -184,7 +180,7 @@ class Method:
         try:
             return encode(self._validate_result(result), self._serializer)
         except ValidationError as error:
-            raise EncodeError(f"the result of {self.name!r} is not of its type: {_explain(error)}") from error
+            raise EncodeError(f"the result of {self.name!r} is not of its type: {explain(error)}") from error
 
 
 def methods_of(cls: type) -> dict[str, Method]:
@@ -303,61 +299,3 @@ def _fields(annotation: Any) -> list[str] | None:
 def _alias(alias: object) -> str | None:
     first = alias.choices[0] if isinstance(alias, AliasChoices) else alias
     return first if isinstance(first, str) else None
-
-
-def _early_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
-    """A validator that stops a list at its first wrong item.
-
-    Without this, a frame of 64 KiB makes pydantic collect more than 100,000 errors. `FailFast` says the same for
-    one annotation; this says it for all, also inside the models that users wrote.
-    """
-    schema = _fail_fast(adapter.core_schema)
-    try:
-        # A model's own validator would be used for it otherwise, which knows nothing of this.
-        return SchemaValidator(schema, _use_prebuilt=False)
-    except TypeError:  # the switch is pydantic-core's own: without it errors are as right, and more
-        return SchemaValidator(schema)
-
-
-_VALUES = ("default", "metadata", "serialization")
-"""Keys of a core schema under which no schema that validates is found."""
-
-
-def _fail_fast(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        kind = schema.get("type")
-        is_schema = isinstance(kind, str)  # and not the fields of a model, which may have any name
-        schema = {k: v if is_schema and k in _VALUES else _fail_fast(v) for k, v in schema.items()}
-        if is_schema and kind in ("list", "tuple", "set", "frozenset"):
-            schema["fail_fast"] = True
-        return schema
-    if type(schema) in (list, tuple):
-        return type(schema)(_fail_fast(value) for value in schema)
-    return schema
-
-
-# -- explaining what is wrong ---------------------------------------------------------------------------------
-
-
-def _explain(error: ValidationError) -> dict[str, str]:
-    """``{field path: why}`` of bounded size, without the input."""
-    if error.error_count() > MAX_LISTED:
-        return {"": f"{error.error_count()} errors"}
-    errors: dict[str, str] = {}
-    size = 0
-    for detail in error.errors(include_url=False, include_context=False, include_input=False):
-        path = ".".join(str(step) for step in detail["loc"])[:PATH_LIMIT]
-        why = _why(detail["type"], detail["msg"])
-        size += len(encode({path: why}))
-        if len(errors) == MAX_ERRORS or size > ERRORS_SIZE:
-            break
-        errors.setdefault(path, why)
-    return errors
-
-
-def _why(kind: str, message: str) -> str:
-    if kind == "missing":
-        return "required"
-    if kind == "union_tag_invalid":  # pydantic's own message repeats the input
-        return "Input tag is none of the expected tags"
-    return message[:WHY_LIMIT]
