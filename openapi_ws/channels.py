@@ -109,6 +109,10 @@ class Channel:
                 del self._events[name]
                 self._patterns.pop(name, None)
 
+    def matches(self, names: Iterable[str], event: str) -> bool:
+        """Any of its event *names* and patterns stands for *event*."""
+        return any(self._events[name].pattern.matches(event) for name in names)
+
     def listeners(self, event: str) -> Iterable[Listener]:
         """Who gets *event*, each once however many of its patterns match."""
         matching = [found for found in self._patterns.values() if found.pattern.matches(event)]
@@ -176,8 +180,9 @@ class Channels:
 
     def hears(self, listener: Listener, message: Message) -> bool:
         """*listener* is on what *message* was published to."""
-        events = self._subscribed.get(listener, {}).get(message.channel, ())
-        return any(Pattern(name).matches(message.event) for name in events)
+        channel = self._channels.get(message.channel)
+        names = self._subscribed.get(listener, {}).get(message.channel, ())
+        return channel is not None and channel.matches(names, message.event)
 
     # -- who listens ------------------------------------------------------------------------------------------
 
