@@ -223,9 +223,10 @@ class Channels:
         """Take *listener* off an event of a channel; an event it is not on is no error.
 
         Raises:
-            InvalidParams: it is not on the channel at all.
+            InvalidParams: it is a client that is not on the channel at all. Server code may have been taken off, by
+                its own failure or at shutdown, and cleans up all the same.
         """
-        if channel_name not in self._subscribed.get(listener, {}):
+        if isinstance(listener, Websocket) and channel_name not in self._subscribed.get(listener, {}):
             raise InvalidParams({"channel": "Invalid channel"})
         self._discard(channel_name, event or "*", listener)
         if (channel := self._channels.get(channel_name)) is not None:  # an empty one is false
