@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
+import functools
 import logging
-import secrets
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from .errors import (
     CallCancelled,
     CallTimedOut,
     Conflict,
     Draining,
-    EncodeError,
-    InternalError,
     LimitExceeded,
     MethodNotFound,
     RpcError,
 )
+from .failures import Failures, View
 from .protocol import Batch, Call, Failure, decode, is_id
 from .rpc import Method, current_call
 from .steps import Suspended, begin
@@ -30,22 +28,14 @@ __all__ = ["Calls"]
 
 logger = logging.getLogger(__name__)
 
-OTHER = "_OTHER"
-"""The name under which calls of unknown methods are counted, as OpenTelemetry has it."""
 CANCEL_METHODS = ("rpc.cancel", "$/cancelRequest")
 """Names under which a caller takes a call back; the second is that of the Language Server Protocol."""
+IN_FLIGHT = "A call with this id is in flight"
 FAREWELL = (1.0, 0.2, 0.2)
 """Seconds that a cancelled method has to clean up, until it is cancelled again, and again, and left behind."""
 
 Answer = Callable[[bytes | None], None]
 """Takes the answer's text, or None from a call that has none."""
-
-
-class View(Protocol):
-    """What the calls need of the view whose methods they run."""
-
-    def on_error(self, call: Call, exc: Exception) -> Any:
-        """Learn that a method failed."""
 
 
 class _Running:
@@ -79,7 +69,7 @@ class Calls:
     """
 
     __slots__ = (
-        "_in_lane", "_is_closed", "_lane", "_limit", "_methods", "_opening", "_running", "_settled", "_timeout",
+        "_failures", "_in_lane", "_lane", "_limit", "_methods", "_opening", "_running", "_settled", "_timeout",
         "_unopened", "_view", "_websocket",
     )  # fmt: skip
 
@@ -92,7 +82,7 @@ class Calls:
         self._running: dict[object, _Running] = {}
         self._lane = asyncio.Lock()
         self._in_lane = self._unopened = 0
-        self._is_closed = False
+        self._failures = Failures(view, websocket, methods)
         self._settled: asyncio.Event | None = None
 
     def __len__(self) -> int:
@@ -111,7 +101,7 @@ class Calls:
 
         What it returns, if anything, is to be awaited in this task, while another reads on.
         """
-        if self._is_closed:
+        if self._failures.is_closed:
             return None
         websocket = self._websocket
         request = decode(frame, websocket.dialect, fixed=websocket.dialect_is_fixed)
@@ -136,14 +126,14 @@ class Calls:
             running.cancel(Draining())
 
     def refuse(self) -> None:
-        """Start and answer nothing any more, and cancel what runs."""
-        self._is_closed = True
+        """Start and answer nothing any more, and cancel what runs; each call once, so that it may clean up."""
+        was_closed, self._failures.is_closed = self._failures.is_closed, True
         for running in tuple(self._running.values()):
-            if running.task is not None:
+            if running.task is not None and running.verdict is None and not was_closed:
                 running.task.cancel()
-            if not running.has_run:  # and now it never will
-                self._count(running.call, "gone")
-                self._forget(running)
+                if not running.has_run:  # and now it never will
+                    self._failures.count(running.call, "gone")
+                    self._forget(running)
 
     async def close(self) -> None:
         """End all that runs, and wait for it as long as `FAREWELL` says."""
@@ -175,32 +165,35 @@ class Calls:
 
     def _start_batch(self, batch: Batch) -> Suspended[None] | None:
         """Start all entries; their answers leave in one array when the last has come (JSON-RPC 2.0 §6)."""
-        answers: list[bytes] = []
-        missing = len(batch.entries)
+        answers: list[bytes | None] = [None] * len(batch.entries)
+        missing = len(answers)
         methods = [self._methods.get(entry.method) for entry in batch.entries if isinstance(entry, Call)]
         holds = any(method.options.reply_first for method in methods if method)
         if holds:
             self._websocket.hold()
 
-        def answer(text: bytes | None) -> None:
+        def put(place: int, text: bytes | None) -> None:
             nonlocal missing
             missing -= 1
-            if text is not None:
-                answers.append(text)
+            answers[place] = text
             if not missing:
-                if answers:
-                    self._websocket.send(b"[%b]" % b",".join(answers))
+                if texts := [text for text in answers if text is not None]:
+                    self._websocket.send(b"[%b]" % b",".join(texts))
                 if holds:
                     self._websocket.release()
 
-        suspended = None
-        for entry in batch.entries:
+        suspended, ids = None, set()
+        for place, entry in enumerate(batch.entries):
+            answer = functools.partial(put, place)
             if isinstance(entry, Failure):
                 answer(entry.encode())
+            elif entry.id in ids:  # the first may have ended, but its answer is not out
+                answer(self._failures.refusal(entry, Conflict(IN_FLIGHT)))
             elif suspended is None:
                 suspended = self._start(entry, answer)
             elif running := self._admit(entry, answer):
                 self._spawn(running)
+            ids |= {entry.id} - {None}
         return suspended
 
     def _start(self, call: Call, answer: Answer) -> Suspended[None] | None:
@@ -217,7 +210,7 @@ class Calls:
             self._enter(running)
             running.task = asyncio.current_task()
             method.waits = True
-            if self._is_closed and running.task is not None:  # by the method itself
+            if self._failures.is_closed and running.task is not None:  # by the method itself
                 running.task.cancel()
         return suspended
 
@@ -231,12 +224,12 @@ class Calls:
         if call.method in CANCEL_METHODS and key not in running:
             answer(self._cancel(call))
         else:
-            answer(self._refusal(call, self._why_not(key, call)))
+            answer(self._failures.refusal(call, self._why_not(key, call)))
         return None
 
     def _why_not(self, key: object, call: Call) -> RpcError:
         if key in self._running:
-            return Conflict("A call with this id is in flight")
+            return Conflict(IN_FLIGHT)
         if len(self._running) >= self._limit:
             return LimitExceeded(f"At most {self._limit} calls in flight")
         return Draining() if call.method in self._methods else MethodNotFound(call.method)
@@ -255,9 +248,8 @@ class Calls:
 
     def _spawn(self, running: _Running) -> None:
         self._enter(running)
-        if (
-            self._opening is not None or self._unopened
-        ):  # one that comes as `connected` ends overtakes none of those that wait
+        # One that comes as `connected` ends overtakes none of those that wait for it.
+        if self._opening is not None or self._unopened:
             self._unopened += 1
             running.is_unopened = True
         running.task = asyncio.get_running_loop().create_task(self._run_alone(running))
@@ -306,10 +298,15 @@ class Calls:
                 answer = None if call.notification else call.dialect.reply(call, text)
             except BaseException as error:
                 running.is_cancellable = False
-                answer = await self._failed(running, error)
+                answer = await self._failures.answer(call, error, running.verdict)
             if running.task is not None:
                 self._forget(running)  # before the answer: whoever has it may use the id again
             running.answer(answer)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException:  # of on_error: a call that is not answered closes its socket
+            logger.exception("%s method %s is not answered", self._websocket, running.call.method)
+            self._websocket.close_soon(1011, "no answer")
         finally:
             if running.task is not None:
                 self._forget(running)
@@ -334,61 +331,3 @@ class Calls:
             running.is_holding = True
         current_call.set(running.call)
         return running.method.start(self._view, running.call)
-
-    async def _failed(self, running: _Running, error: BaseException) -> bytes | None:
-        """The answer to a call that went wrong, or None where there is nobody to answer."""
-        call = running.call
-        if isinstance(error, RpcError):
-            return await self._rpc_error(call, error)
-        if isinstance(error, asyncio.CancelledError):
-            if self._is_closed:
-                self._count(call, "gone")
-                raise error
-            if running.verdict is not None:
-                return await self._rpc_error(call, running.verdict)
-            # Nobody cancelled the call: the method itself awaited something that was cancelled.
-            within = RuntimeError("the method was cancelled from within")
-            within.__cause__ = error
-            return await self._internal(call, within)
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            raise error
-        if isinstance(error, ConnectionError) and self._websocket.is_gone:
-            # The method heard of it before it was cancelled: nobody's fault, and nobody to answer.
-            self._count(call, "gone")
-            return None
-        return await self._internal(call, error)
-
-    async def _rpc_error(self, call: Call, error: RpcError) -> bytes | None:
-        try:
-            return self._refusal(call, error)
-        except EncodeError as unsayable:
-            return await self._internal(call, unsayable)
-
-    def _refusal(self, call: Call, error: RpcError) -> bytes | None:
-        """The answer that says *error*, counted; None to a notification."""
-        logger.debug("%s %s: %s", self._websocket, call.method, error)
-        answer = None if call.notification else Failure.of(call, error).encode()
-        self._count(call, str(error.code))
-        if call.notification:
-            self._websocket.metrics.dropped["notification"] += 1
-        return answer
-
-    async def _internal(self, call: Call, error: BaseException) -> bytes | None:
-        """Our fault: all of it to the log and to the view's hook, nothing but an *error_id* to the caller."""
-        error_id = secrets.token_hex(8)
-        logger.error("%s method %s failed, error_id %s", self._websocket, call.method, error_id, exc_info=error)
-        try:
-            if isinstance(error, Exception) and inspect.isawaitable(told := self._view.on_error(call, error)):
-                await told
-        except (Exception, asyncio.CancelledError) as failed:
-            if self._is_closed and isinstance(failed, asyncio.CancelledError):
-                raise
-            logger.exception("%s on_error failed", self._websocket)
-            self._websocket.close_soon(1011, "on_error failed")
-        message = "JSON object expected" if isinstance(error, EncodeError) else "Internal error"
-        return self._refusal(call, InternalError(error_id, message))
-
-    def _count(self, call: Call, outcome: str) -> None:
-        # Names that callers make up are counted as one: without this, they would fill the memory.
-        method = call.method if call.method in self._methods else OTHER
-        self._websocket.metrics.calls[method, outcome] += 1

@@ -109,6 +109,10 @@ class Channel:
                 del self._events[name]
                 self._patterns.pop(name, None)
 
+    def matches(self, names: Iterable[str], event: str) -> bool:
+        """Any of its event *names* and patterns stands for *event*."""
+        return any(self._events[name].pattern.matches(event) for name in names)
+
     def listeners(self, event: str) -> Iterable[Listener]:
         """Who gets *event*, each once however many of its patterns match."""
         matching = [found for found in self._patterns.values() if found.pattern.matches(event)]
@@ -176,8 +180,9 @@ class Channels:
 
     def hears(self, listener: Listener, message: Message) -> bool:
         """*listener* is on what *message* was published to."""
-        events = self._subscribed.get(listener, {}).get(message.channel, ())
-        return any(Pattern(name).matches(message.event) for name in events)
+        channel = self._channels.get(message.channel)
+        names = self._subscribed.get(listener, {}).get(message.channel, ())
+        return channel is not None and channel.matches(names, message.event)
 
     # -- who listens ------------------------------------------------------------------------------------------
 
@@ -218,9 +223,10 @@ class Channels:
         """Take *listener* off an event of a channel; an event it is not on is no error.
 
         Raises:
-            InvalidParams: it is not on the channel at all.
+            InvalidParams: it is a client that is not on the channel at all. Server code may have been taken off, by
+                its own failure or at shutdown, and cleans up all the same.
         """
-        if channel_name not in self._subscribed.get(listener, {}):
+        if isinstance(listener, Websocket) and channel_name not in self._subscribed.get(listener, {}):
             raise InvalidParams({"channel": "Invalid channel"})
         self._discard(channel_name, event or "*", listener)
         if (channel := self._channels.get(channel_name)) is not None:  # an empty one is false

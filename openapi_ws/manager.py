@@ -68,8 +68,10 @@ class SocketsManager:
         async def lifespan(_: web.Application) -> AsyncIterator[None]:
             await manager.start()
             yield
-            await manager.departed()
-            await manager.stop()
+            try:
+                await manager.departed()
+            finally:
+                await manager.stop()
 
         async def shutdown(_: web.Application) -> None:
             await _unless_hurried(manager.drain())
@@ -129,9 +131,15 @@ class SocketsManager:
         await asyncio.shield(task)
 
     async def departed(self) -> None:
-        """Return when the last departure has ended; each has its bounds."""
-        if self._departures:
-            await asyncio.wait(self._departures)
+        """Return when the last departure has ended; each has its bounds, so a cancellation waits for them, too."""
+        cancelled = None
+        while self._departures:
+            try:
+                await asyncio.wait(self._departures)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def server_info(self) -> dict[str, Any]:
         """Figures of this process: connections, listeners by channel and event, and all that was counted."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
 from abc import ABCMeta
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +16,7 @@ from .calls import Calls
 from .channels import Channels
 from .errors import SetupError
 from .frames import text_frame
+from .link import tune
 from .manager import DEPARTURE_TIMEOUT, SocketsManager
 from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
@@ -244,7 +244,7 @@ class WsPathMixin(metaclass=_Collecting):
             max_age=self.max_age,
             control_rate=self.max_control_rate,
         )
-        _tune(transport, send_buffer_bytes=self.send_buffer_bytes, heartbeat=self.heartbeat)
+        tune(transport, send_buffer_bytes=self.send_buffer_bytes, heartbeat=self.heartbeat)
         self.websocket = websocket = Websocket(
             self.request,
             response,
@@ -340,18 +340,6 @@ class WsPathMixin(metaclass=_Collecting):
 def _answer(error: type[web.HTTPException], message: str, retry_after: int | None = None) -> web.HTTPException:
     headers = {hdrs.RETRY_AFTER: str(retry_after)} if retry_after else None
     return error(text=json.dumps({"message": message}), content_type="application/json", headers=headers)
-
-
-def _tune(transport: asyncio.Transport, *, send_buffer_bytes: int | None, heartbeat: float | None) -> None:
-    """Bound what the kernel holds for a client that does not read, in bytes and, on Linux, in time."""
-    connection: socket.socket | None = transport.get_extra_info("socket")
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    if send_buffer_bytes is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-    if heartbeat is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Without this, the kernel tries for a quarter of an hour to reach a peer that is gone.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(heartbeat * 1500))
 
 
 def _answer_to(code: int) -> int:

@@ -1,22 +1,27 @@
-"""Floor 0, words: the types of what comes in, read once, and what is wrong with a value that is not of its type."""
+"""Floor 0, words: payloads made of what came, or what is wrong with it, in bounded time and size."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError, SchemaValidator
 
-from .errors import SetupError
+from .errors import InvalidParams, SetupError
 from .protocol import encode
 
-__all__ = ["adapter_of", "early_validator", "explain"]
+__all__ = ["adapter_of", "explain", "validator"]
 
 MAX_ERRORS = 20
 """How many validation errors one answer names."""
 MAX_LISTED = 1000
 """Beyond this many, an answer gives the number alone: pydantic lists all or none."""
 PATH_LIMIT, WHY_LIMIT, ERRORS_SIZE = 64, 120, 3500
+KEYS_LIMIT = 1024
+"""Characters of all the keys that lead to a value inside a payload: each error at that value repeats them."""
+VALUES = ("default", "metadata", "serialization")
+"""Keys of a core schema under which no schema that validates is found."""
 
 
 def adapter_of(annotation: Any, what: str) -> TypeAdapter[Any]:
@@ -34,7 +39,44 @@ def adapter_of(annotation: Any, what: str) -> TypeAdapter[Any]:
     return adapter
 
 
-def early_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
+def validator(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
+    """What makes a payload of this type, or tells what is wrong with it in bounded time and memory."""
+    validate = _early_validator(adapter).validate_python
+    if not _has_open_keys(adapter.core_schema):
+        return validate
+
+    def validate_keys(payload: Any) -> Any:
+        if _has_long_keys(payload):
+            raise InvalidParams({"": "keys are too long"})
+        return validate(payload)
+
+    return validate_keys
+
+
+def _has_open_keys(schema: Any) -> bool:
+    """The type has keys of the caller's choice that lead to values which are validated."""
+    if isinstance(schema, dict):
+        kind = schema.get("type")
+        inner = (value for key, value in schema.items() if not isinstance(kind, str) or key not in VALUES)
+        return kind == "dict" or schema.get("extras_schema") is not None or any(map(_has_open_keys, inner))
+    return type(schema) in (list, tuple) and any(map(_has_open_keys, schema))
+
+
+def _has_long_keys(payload: Any) -> bool:
+    """Without this, one long key over thousands of wrong values would be repeated thousands of times by pydantic."""
+    inside = [(0, payload)]
+    while inside:
+        size, value = inside.pop()
+        if size > KEYS_LIMIT:
+            return True
+        if isinstance(value, dict):
+            inside += [(size + len(key), item) for key, item in value.items() if isinstance(item, (dict, list))]
+        elif isinstance(value, list):
+            inside += [(size, item) for item in value if isinstance(item, (dict, list))]
+    return False
+
+
+def _early_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
     """A validator that stops a list at its first wrong item.
 
     Without this, a frame of 64 KiB makes pydantic collect more than 100,000 errors. `FailFast` says the same for
@@ -48,15 +90,11 @@ def early_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
         return SchemaValidator(schema)
 
 
-_VALUES = ("default", "metadata", "serialization")
-"""Keys of a core schema under which no schema that validates is found."""
-
-
 def _fail_fast(schema: Any) -> Any:
     if isinstance(schema, dict):
         kind = schema.get("type")
         is_schema = isinstance(kind, str)  # and not the fields of a model, which may have any name
-        schema = {k: v if is_schema and k in _VALUES else _fail_fast(v) for k, v in schema.items()}
+        schema = {k: v if is_schema and k in VALUES else _fail_fast(v) for k, v in schema.items()}
         if is_schema and kind in ("list", "tuple", "set", "frozenset"):
             schema["fail_fast"] = True
         return schema

@@ -12,6 +12,7 @@ from .rpc import current_call, ws_rpc
 if TYPE_CHECKING:
     from .channels import Channels
     from .manager import SocketsManager
+    from .protocol import Message
     from .websocket import Websocket
 
 __all__ = ["Publication", "Publish", "Subscribe", "Subscription", "listen"]
@@ -113,5 +114,14 @@ class Subscribe:
         """End a subscription; answers what is left of them."""
         self.websocket.flush()  # what was published before goes out before the answer
         await self.channels.unregister(payload.channel, payload.event, self.websocket)
-        self.websocket.discard(lambda message: not self.channels.hears(self.websocket, message))
+        heard: dict[tuple[str, str], bool] = {}
+
+        def is_unwanted(message: Message) -> bool:
+            # Asked once for all messages of an event: thousands may wait.
+            event = message.channel, message.event
+            if event not in heard:
+                heard[event] = self.channels.hears(self.websocket, message)
+            return not heard[event]
+
+        self.websocket.discard(is_unwanted)
         return {"subscribed": self.channels.get_subscribed(self.websocket)}

@@ -18,7 +18,7 @@ from pydantic import AliasChoices, PydanticUserError, RootModel, TypeAdapter, Va
 from pydantic_core import SchemaError
 
 from .errors import EncodeError, InvalidParams, SetupError
-from .payloads import adapter_of, early_validator, explain
+from .payloads import adapter_of, explain, validator
 from .protocol import MISSING, Call, encode
 
 __all__ = ["Method", "current_call", "methods_of", "ws_rpc"]
@@ -119,7 +119,7 @@ class Method:
         """The type of the payload."""
         self.response: TypeAdapter[Any] = adapter_of(response, "result")
         """The type of the result."""
-        self._validate_payload = early_validator(self.body).validate_python
+        self._validate_payload = validator(self.body)
         self._validate_result = self.response.validator.validate_python
         self._serializer = self.response.serializer
         self._fields = _fields(body)

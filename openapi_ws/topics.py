@@ -11,7 +11,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from .errors import InvalidParams, SetupError
 from .history import History
-from .payloads import adapter_of, early_validator, explain
+from .payloads import adapter_of, explain, validator
 from .protocol import encode
 
 __all__ = ["Topic", "Topics"]
@@ -61,7 +61,7 @@ class Topic:
         """The type of each parameter, in the order of the address."""
         self.payloads = self._read_payloads(data, events)
         """The type of the data by event; the key None stands for any event."""
-        self._payloads = {event: (early_validator(type_), type_) for event, type_ in self.payloads.items()}
+        self._payloads = {event: (validator(type_), type_) for event, type_ in self.payloads.items()}
         if history is not None and not isinstance(history, History):
             raise SetupError(f"topic {address!r}: write history=History(size=…, ttl=…), not {history!r}")
         self.history = history
@@ -140,7 +140,7 @@ class Topic:
         if payload is None:
             raise InvalidParams({"event": "no such event in this channel"})
         try:
-            return payload[0].validate_python(data)
+            return payload[0](data)
         except ValidationError as error:
             errors = {f"data.{path}" if path else "data": why for path, why in explain(error).items()}
             raise InvalidParams(errors) from None

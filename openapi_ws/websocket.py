@@ -7,13 +7,13 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Protocol
 
 import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from .frames import close_frame, ping_frame, pong_frame, text_frame
+from .link import Activity, waiting
 from .metrics import Metrics
 from .outbox import Outbox, SlowConsumer, disconnect
 from .protocol import HOUSE, Dialect, Message, Notice
@@ -30,19 +30,6 @@ POLL = 0.01
 LAST_WORDS = 0.2
 """Seconds for a call that is dismissed to be answered."""
 SLOW_CONSUMER, TOO_MANY = 4008, 4013
-
-
-class Activity(Protocol):
-    """What a socket needs of the calls that run for it."""
-
-    def __len__(self) -> int:
-        """How many are in flight."""
-
-    def tick(self, now: float) -> None:
-        """Look at the clock."""
-
-    def dismiss(self) -> None:
-        """End all that are in flight, with an answer."""
 
 
 class Websocket:
@@ -130,8 +117,7 @@ class Websocket:
     @property
     def queued_bytes(self) -> int:
         """Bytes that wait for the client, here and in the transport."""
-        waiting = self._outbox.size if self._outbox else 0
-        return self._transport.get_write_buffer_size() + waiting + self._held_bytes
+        return waiting(self._transport) + self._held_bytes + (self._outbox.size if self._outbox else 0)
 
     def send(self, payload: bytes) -> None:
         """Send an answer: the UTF-8 JSON *payload* of one text frame. It never waits."""
@@ -187,7 +173,7 @@ class Websocket:
     def flush(self) -> None:
         """Hand what waits to the transport now: answers first, then messages that are not held."""
         self._hand_over()
-        if self._transport.get_write_buffer_size() > self._bound():
+        if waiting(self._transport) > self._bound():
             self._give_up()
 
     def _hand_over(self) -> None:
@@ -231,7 +217,7 @@ class Websocket:
         self.close_soon(SLOW_CONSUMER, "slow consumer")
 
     def _is_behind(self) -> bool:
-        return self._transport.get_write_buffer_size() > self._high
+        return waiting(self._transport) > self._high
 
     def _write(self, frames: list[bytes]) -> None:
         if frames:
@@ -244,7 +230,7 @@ class Websocket:
         if self._outbox is None:
             self._outbox = Outbox(self.slow_consumer)
         outbox = self._outbox
-        limit = self._bound() - self._transport.get_write_buffer_size()
+        limit = self._bound() - waiting(self._transport)
         fits, dropped = True, outbox.dropped
         try:
             for frame, message in pushes:
@@ -294,14 +280,14 @@ class Websocket:
 
     def tick(self, now: float) -> None:
         """Look at the clock, once in a while: ping, and close what is dead, idle or too old."""
-        waiting = self._transport.get_write_buffer_size()
-        taken = self._written - waiting
+        left = waiting(self._transport)
+        taken = self._written - left
         # When bytes wait here, the kernel is full: if it takes more, the client reads, however late its pong may be.
         if self.is_heard or (self._was_waiting and taken > self._taken):
             self.is_heard = False
             self.pulse.heard()
-        self._taken, self._was_waiting = taken, waiting > 0
-        if waiting <= self._high:
+        self._taken, self._was_waiting = taken, left > 0
+        if left <= self._high:
             self._large = 0
         if self.is_used or self.calls:
             self.is_used = False
@@ -391,9 +377,12 @@ class Websocket:
                 if not self.has_ended:
                     self._end = self._loop.create_future()
                     await self._end
-                while self._transport.get_write_buffer_size():  # noqa: ASYNC110  # see POLL
+                if not self._transport.is_closing():  # a second close breaks a transport of TLS
+                    self._transport.close()
+                await asyncio.sleep(0)  # mostly it is gone by then
+                # What waits is sent first, and TLS has a goodbye of its own that the peer may not return.
+                while self.request.transport is not None:  # noqa: ASYNC110  # see POLL
                     await asyncio.sleep(POLL)
-            self._transport.close()
         except TimeoutError:
             logger.debug("%s did not answer the close in %s s and is cut off", self, CLOSE_TIMEOUT)
             self._transport.abort()

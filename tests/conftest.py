@@ -130,6 +130,18 @@ class RawClient:
             return first & 15, await self.reader.readexactly(size)
 
 
+async def shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str = "/stream") -> RawClient:
+    """Make a raw client of a connection."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    writer.write(
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT)
+    assert head.startswith(b"HTTP/1.1 101"), head
+    return RawClient(reader, writer)
+
+
 class Served:
     """An application that is served on loopback."""
 
@@ -154,14 +166,7 @@ class Served:
     async def connect_raw(self, path: str = "/stream") -> RawClient:
         reader, writer = await asyncio.open_connection(self.server.host, self.server.port)
         self._writers.append(writer)
-        key = base64.b64encode(os.urandom(16)).decode()
-        writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT)
-        assert head.startswith(b"HTTP/1.1 101"), head
-        return RawClient(reader, writer)
+        return await shake_hands(reader, writer, path)
 
     async def at_rest(self) -> None:
         """Return when nothing of any client is left."""

@@ -231,6 +231,60 @@ async def test_on_error_is_told_once_of_each_fault(serve: Serve) -> None:
     assert len(Faulty.told) == 2
 
 
+class Panic(BaseException):
+    """What Rust's panics are in Python, among others."""
+
+
+class Forgetful(RpcError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "without code and message")
+
+
+class Panicking(WsPathMixin, Subscribe, web.View):
+    """Methods that raise what is no `Exception`, or no whole one; *is_calm* is whether the hook does not."""
+
+    is_calm = True
+
+    async def ws_rpc_panic(self) -> None:
+        raise Panic
+
+    async def ws_rpc_group(self) -> None:
+        raise BaseExceptionGroup("several", [asyncio.CancelledError(), KeyError()])
+
+    async def ws_rpc_forgetful(self) -> None:
+        raise Forgetful
+
+    def on_error(self, call: Call, exc: Exception) -> None:
+        if not self.is_calm:
+            raise Panic
+
+
+class Hysterical(Panicking):
+    is_calm = False
+
+
+@pytest.mark.parametrize("method", ["panic", "group", "forgetful"])
+async def test_whatever_a_method_raises_it_is_answered(serve: Serve, method: str) -> None:
+    """With -32603, also in a batch, whose other answers and messages do not wait for ever."""
+    served = await serve(Panicking)
+    client = await served.connect()
+    assert (await client.error(method))["code"] == -32603
+    entries = {"subscribe": {"channel": "c"}, method: {}}
+    await client.send([{"jsonrpc": "2.0", "id": name, "method": name, "params": entries[name]} for name in entries])
+    codes = {answer["id"]: answer.get("error", {}).get("code") for answer in await client.receive()}
+    assert codes == {"subscribe": None, method: -32603}
+    await served.manager.publish("c", "e", 1)
+    assert (await client.receive())["method"] == "rpc.message"
+
+
+async def test_a_call_that_cannot_be_answered_closes_its_socket(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """1011, if the hook panics as well; both are logged."""
+    client = await (await serve(Hysterical)).connect()
+    await client.send({"id": 1, "method": "panic"})
+    assert await client.closed() == 1011
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
 class Timed(WsPathMixin, web.View):
     """Methods with the view's time, their own, and none."""
 
@@ -320,6 +374,25 @@ class Tidy(WsPathMixin, Subscribe, web.View):
 
     async def ws_rpc_wait(self) -> None:
         await GATE.wait()
+
+
+@pytest.mark.parametrize("is_taken_back", [False, True])
+async def test_a_method_cleans_up_undisturbed_though_its_client_is_gone(serve: Serve, is_taken_back: bool) -> None:
+    """It is cancelled once, then it has a second; also if it was cancelled before its client went."""
+    served = await serve(Tidy)
+    client = await served.connect()
+    await client.send({"id": "t", "method": "tidy"})
+    await until(lambda: GATE.trace)
+    if is_taken_back:
+        await client.call("rpc.cancel", {"id": "t"})
+        await until(lambda: GATE.waiting)
+    await client.ws.close()
+    await until(lambda: served.manager._departures)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    GATE.open.set()
+    await served.manager.departed()
+    assert GATE.trace == ["begun", "tidied up"]
 
 
 async def test_taking_a_call_back_twice_does_not_disturb_its_cleaning_up(serve: Serve) -> None:

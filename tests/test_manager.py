@@ -76,6 +76,46 @@ async def test_shutdown_ends_in_its_time_whatever_clients_do(serve: Serve) -> No
     await until(lambda: len(asyncio.all_tasks()) == 1)
 
 
+class Leaving(WsPathMixin, web.View):
+    """A view that takes leave slowly."""
+
+    may_end: asyncio.Event
+    told: list[str]
+
+    async def disconnected(self, code: int) -> None:
+        self.told.append("begun")
+        await self.may_end.wait()
+        self.told.append("ended")
+
+
+async def test_a_cleanup_that_is_cancelled_leaves_no_hook_half_run() -> None:
+    """Also if it is cancelled twice: `disconnected` ends first, and `stop` is called."""
+    trace: list[str] = []
+    Leaving.may_end, Leaving.told = asyncio.Event(), trace
+    app = web.Application()
+    app["web_sockets"] = manager = Traced.for_app(app, trace=trace)
+    app.router.add_view("/stream", Leaving)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with aiohttp.ClientSession() as session:
+        async with session.ws_connect(f"http://127.0.0.1:{runner.addresses[0][1]}/stream"):
+            pass
+        await until(lambda: "begun" in trace)
+        cleaning = asyncio.create_task(app.cleanup())
+        for _ in range(2):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            cleaning.cancel()
+        await until(lambda: cleaning.cancelling() == 2)
+        Leaving.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(cleaning, 10)
+    assert trace == ["start", "begun", "ended", "stop with 0 sockets, 0 channels"]
+    await runner.cleanup()
+    assert not manager.sockets
+
+
 async def test_a_broker_that_hangs_does_not_keep_the_application(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its time to unsubscribe, and no more."""
     monkeypatch.setattr(channels, "CLEAR_TIMEOUT", 0.01)

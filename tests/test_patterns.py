@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +53,26 @@ def test_a_match_takes_one_pass() -> None:
 def test_a_pattern_matches_what_a_naive_matcher_does(pattern: str, event: str) -> None:
     """The one-pass matcher and one that tries every way agree on every pattern and event."""
     assert Pattern(pattern).matches(event) == naive(pattern, event)
+
+
+@pytest.mark.parametrize("text", ["*" + "?" * 254, "[a][b]" * 42 + "*", "[^b-xa-c]" * 28 + "*", "*" + "a" * 254])
+def test_the_longest_pattern_is_small_and_cheap(text: str) -> None:
+    """Its tests are not tried one by one: a look-up per character, however many sets there are."""
+    tracemalloc.start()
+    pattern = Pattern(text)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 24_000
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    pattern.matches("".join(map(chr, range(200, 455))))
+    sys.setprofile(None)
+    assert calls < 255 * 20
 
 
 def naive(pattern: str, event: str) -> bool:

@@ -9,6 +9,7 @@ import decimal
 import enum
 import json
 import math
+import tracemalloc
 import uuid
 from contextvars import ContextVar
 from typing import Annotated, Any
@@ -16,11 +17,22 @@ from typing import Annotated, Any
 import pytest
 from aiohttp import web
 from conftest import Serve
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from openapi_ws import SetupError, WsPathMixin, ws_rpc
+from openapi_ws.errors import InvalidParams
+from openapi_ws.payloads import validator
 from openapi_ws.rpc import methods_of
 
 
@@ -73,6 +85,23 @@ class Rows(BaseModel):
 
 class Metadata(BaseModel):
     metadata: list[int]
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Nested(BaseModel):
+    tables: dict[str, Closed]
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, int]] = Field(init=False)
+
+
+class Recursive(RootModel["dict[str, Recursive | int]"]):
+    pass
 
 
 class Mixed(tuple[int, str], enum.Enum):
@@ -154,6 +183,9 @@ class Typed(Base, web.View):
         pass
 
     async def ws_rpc_numbers(self, payload: dict[str, int]) -> int:
+        return len(payload)
+
+    async def ws_rpc_tables(self, payload: dict[str, dict[str, int]]) -> int:
         return len(payload)
 
     @ws_rpc(body_schema=Point, response_schema=list[int], name="explicit.name", deprecated=True, tags=["a"])
@@ -277,6 +309,7 @@ async def test_a_wrong_payload_is_answered_by_field(
         ("numbers", {f"SECRET{n}": "SECRET" for n in range(500)}),
         ("numbers", {"SECRET" * 1000 + str(n): "SECRET" for n in range(5)}),
         ("numbers", {"\x00" * 60 + str(n): "SECRET" for n in range(100)}),
+        ("tables", {"SECRET" * 5000: {str(n): "SECRET" for n in range(1500)}}),
     ],
 )
 async def test_an_answer_to_a_huge_wrong_payload_is_small(serve: Serve, method: str, payload: object) -> None:
@@ -289,9 +322,30 @@ async def test_an_answer_to_a_huge_wrong_payload_is_small(serve: Serve, method: 
     assert '"SECRET"' not in json.dumps(list(answer["error"]["errors"].values()))
 
 
+@pytest.mark.parametrize("annotation", [dict[str, dict[str, int]], dict[str, Closed], Nested, list[Open], Recursive])
+def test_a_long_key_is_not_repeated_for_each_error(annotation: Any) -> None:
+    """A frame of 64 KiB does not become 100 MB; short keys are named as ever, and long ones with one value are keys."""
+    validate = validator(TypeAdapter(annotation))
+
+    def payload(key: str) -> Any:
+        wrong = {key: {f"{n:x}": "no" for n in range(1500)}}
+        return [wrong] if annotation == list[Open] else {"tables": wrong} if annotation is Nested else wrong
+
+    tracemalloc.start()
+    with pytest.raises(InvalidParams) as refused:
+        validate(payload("k" * 30_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refused.value.errors == {"": "keys are too long"}
+    assert peak < 1_000_000
+    with pytest.raises(ValidationError):
+        validate(payload("k" * 1000))
+    if annotation == dict[str, dict[str, int]]:
+        assert validate({"short": {"k" * 30_000: 1}})
+
+
 def test_validation_stops_at_the_first_wrong_item() -> None:
     """A list inside a user's own model yields one item's errors, not one per item."""
-    from openapi_ws.errors import InvalidParams
     from openapi_ws.protocol import HOUSE, Call
 
     method = methods_of(Typed)["rows"]
