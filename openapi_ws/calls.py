@@ -35,20 +35,21 @@ FAREWELL = (1.0, 0.2, 0.2)
 """Seconds that a cancelled method has to clean up, until it is cancelled again, and again, and left behind."""
 
 Answer = Callable[[bytes | None], None]
-"""Takes the answer's text, or None from a call that has none."""
+"""Takes an answer's text, or None of a call that has none."""
 
 
 class _Running:
     """One call under way."""
 
     # Not __slots__: most calls end before they need any of these, and cost a third less so.
+    key: object = None
     deadline: float | None = None
     verdict: RpcError | None = None
     task: asyncio.Task[None] | None = None
     has_run = is_cancellable = is_holding = is_unopened = False
 
-    def __init__(self, key: object, call: Call, method: Method, answer: Answer) -> None:
-        self.key, self.call, self.method, self.answer = key, call, method, answer
+    def __init__(self, call: Call, method: Method, answer: Answer) -> None:
+        self.call, self.method, self.answer = call, method, answer
 
     def cancel(self, verdict: RpcError) -> None:
         """End the call with *verdict* as its answer; once, so that the method may clean up in peace."""
@@ -107,7 +108,7 @@ class Calls:
         request = decode(frame, websocket.dialect, fixed=websocket.dialect_is_fixed)
         websocket.dialect = request.dialect
         if type(request) is Call:
-            return self._start(request, self._send)
+            return self._start(request, websocket.send)
         if isinstance(request, Batch):
             return self._start_batch(request)
         if isinstance(request, Failure):
@@ -159,16 +160,12 @@ class Calls:
             self._settled = asyncio.Event()
             await self._settled.wait()
 
-    def _send(self, answer: bytes | None) -> None:
-        if answer is not None:
-            self._websocket.send(answer)
-
     def _start_batch(self, batch: Batch) -> Suspended[None] | None:
         """Start all entries; their answers leave in one array when the last has come (JSON-RPC 2.0 §6)."""
         answers: list[bytes | None] = [None] * len(batch.entries)
         missing = len(answers)
         methods = [self._methods.get(entry.method) for entry in batch.entries if isinstance(entry, Call)]
-        holds = any(method.options.reply_first for method in methods if method)
+        holds = any(method.replies_first for method in methods if method)
         if holds:
             self._websocket.hold()
 
@@ -202,7 +199,7 @@ class Calls:
         if running is None:
             return None
         method = running.method
-        if method.waits or self._opening is not None or self._unopened or (self._in_lane and method.options.ordered):
+        if method.waits or self._opening is not None or self._unopened or (self._in_lane and method.is_ordered):
             self._spawn(running)
             return None
         suspended = begin(self._run(running))
@@ -216,19 +213,19 @@ class Calls:
 
     def _admit(self, call: Call, answer: Answer) -> _Running | None:
         """A call that may begin; or None, and it has its answer."""
-        running, key = self._running, object() if call.id is None else call.id
+        running, key = self._running, call.id
         method = self._methods.get(call.method)
-        is_free = not running or (key not in running and len(running) < self._limit)
+        is_free = not running or (len(running) < self._limit and (key is None or key not in running))
         if is_free and method is not None and not self._websocket.is_leaving:
-            return _Running(key, call, method, answer)
+            return _Running(call, method, answer)
         if call.method in CANCEL_METHODS and key not in running:
             answer(self._cancel(call))
         else:
-            answer(self._failures.refusal(call, self._why_not(key, call)))
+            answer(self._failures.refusal(call, self._why_not(call)))
         return None
 
-    def _why_not(self, key: object, call: Call) -> RpcError:
-        if key in self._running:
+    def _why_not(self, call: Call) -> RpcError:
+        if call.id in self._running:
             return Conflict(IN_FLIGHT)
         if len(self._running) >= self._limit:
             return LimitExceeded(f"At most {self._limit} calls in flight")
@@ -261,13 +258,14 @@ class Calls:
             timeout = self._timeout
         if timeout is not None:
             running.deadline = asyncio.get_running_loop().time() + timeout
+        running.key = object() if running.call.id is None else running.call.id
         self._running[running.key] = running
-        self._in_lane += running.method.options.ordered
+        self._in_lane += running.method.is_ordered
 
     def _forget(self, running: _Running) -> None:
         if self._running.pop(running.key, None) is None:
             return
-        self._in_lane -= running.method.options.ordered
+        self._in_lane -= running.method.is_ordered
         self._is_opened(running)
         if self._settled is not None and not self._running:
             self._settled.set()
@@ -288,7 +286,7 @@ class Calls:
         call, method = running.call, running.method
         try:
             try:
-                if running.task is None and not method.options.ordered:  # it has nobody to wait for
+                if running.task is None and not method.is_ordered:  # it has nobody to wait for
                     result = await self._start_method(running)
                 else:
                     result = await self._in_turn(running)
@@ -318,16 +316,19 @@ class Calls:
             raise running.verdict
         running.is_cancellable = True
         # In the lane before `connected` has ended: else a call that comes as it ends would overtake those that wait.
-        async with self._lane if running.method.options.ordered else contextlib.nullcontext():
+        async with self._lane if running.method.is_ordered else contextlib.nullcontext():
             if self._opening is not None:
                 await asyncio.shield(self._opening)
             self._is_opened(running)
             return await self._start_method(running)
 
     def _start_method(self, running: _Running) -> Coroutine[Any, Any, Any]:
+        call, method = running.call, running.method
         running.is_cancellable = True
-        if running.method.options.reply_first:
+        if method.replies_first:
             self._websocket.hold()
             running.is_holding = True
-        current_call.set(running.call)
-        return running.method.start(self._view, running.call)
+        current_call.set(call)
+        if method.takes_payload:
+            return method.function(self._view, method.payload(call))
+        return method.function(self._view)

@@ -97,8 +97,10 @@ def ws_rpc(body_schema: Any = None, response_schema: Any = None, **options: Any)
 class Method:
     """One method as callers see it: its name, the type of its payload, the type of its result."""
 
-    __slots__ = ("_default", "_fields", "_function", "_serializer", "_takes_payload", "_validate_payload",
-                 "_validate_result", "body", "doc", "name", "ok", "options", "response", "waits")  # fmt: skip
+    __slots__ = (
+        "_default", "_fields", "_serializer", "_validate_payload", "_validate_result", "body", "doc", "function",
+        "is_ordered", "name", "ok", "options", "replies_first", "response", "takes_payload", "waits",
+    )  # fmt: skip
 
     def __init__(self, attribute: str, *functions: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         # The first is the method, the others are those it overrides: it takes over what it does not say itself.
@@ -112,9 +114,10 @@ class Method:
         """What its calls that end well are counted as."""
         self.waits = False
         """The call of it that was seen last waited for something: the next is likely to."""
-        self._function = function
+        self.function = function
+        self.is_ordered, self.replies_first = self.options.ordered, self.options.reply_first
         payload, body, response = _signature(*functions)
-        self._takes_payload = payload is not None
+        self.takes_payload = payload is not None
         self.body: TypeAdapter[Any] = adapter_of(body, "payload")
         """The type of the payload."""
         self.response: TypeAdapter[Any] = adapter_of(response, "result")
@@ -124,16 +127,6 @@ class Method:
         self._serializer = self.response.serializer
         self._fields = _fields(body)
         self._default = _default(payload)
-
-    def start(self, view: Any, call: Call) -> Coroutine[Any, Any, Any]:
-        """The method of *view*, about to run for *call*.
-
-        Raises:
-            InvalidParams: the payload is not of its type.
-        """
-        if not self._takes_payload:
-            return self._function(view)
-        return self._function(view, self.payload(call))
 
     def dump(self, result: Any) -> bytes:
         """*result* as JSON.

@@ -119,8 +119,10 @@ class Websocket:
         """Bytes that wait for the client, here and in the transport."""
         return waiting(self._transport) + self._held_bytes + (self._outbox.size if self._outbox else 0)
 
-    def send(self, payload: bytes) -> None:
-        """Send an answer: the UTF-8 JSON *payload* of one text frame. It never waits."""
+    def send(self, payload: bytes | None) -> None:
+        """Send an answer: the UTF-8 JSON *payload* of one text frame, if any. It never waits."""
+        if payload is None:
+            return
         self._answers.append(text_frame(payload))
         if len(payload) > self._high:
             self._allow(len(payload))
