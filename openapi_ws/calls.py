@@ -81,7 +81,7 @@ class Calls:
         self._limit, self._timeout = limit, timeout
         self._opening: asyncio.Task[None] | None = None
         self._running: dict[object, _Running] = {}
-        self._lane = asyncio.Lock()
+        self._lane: asyncio.Lock | None = None
         self._in_lane = self._unopened = 0
         self._failures = Failures(view, websocket, methods)
         self._settled: asyncio.Event | None = None
@@ -316,11 +316,15 @@ class Calls:
             raise running.verdict
         running.is_cancellable = True
         # In the lane before `connected` has ended: else a call that comes as it ends would overtake those that wait.
-        async with self._lane if running.method.is_ordered else contextlib.nullcontext():
+        async with self._ordered() if running.method.is_ordered else contextlib.nullcontext():
             if self._opening is not None:
                 await asyncio.shield(self._opening)
             self._is_opened(running)
             return await self._start_method(running)
+
+    def _ordered(self) -> asyncio.Lock:
+        self._lane = self._lane or asyncio.Lock()
+        return self._lane
 
     def _start_method(self, running: _Running) -> Coroutine[Any, Any, Any]:
         call, method = running.call, running.method

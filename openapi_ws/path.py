@@ -32,6 +32,7 @@ __all__ = ["WsPathMixin"]
 logger = logging.getLogger(__name__)
 
 DIALECTS = {dialect.name: dialect for dialect in (HOUSE, JSONRPC)}
+PROTOCOLS = tuple(DIALECTS)
 INTERNAL_ERROR, RESTART = 1011, 1012
 RETRY_AFTER = 5
 """Seconds after which a client may try again where there are too many."""
@@ -317,7 +318,7 @@ class WsPathMixin(metaclass=_Collecting):
             autoclose=False,
             autoping=False,
             timeout=CLOSE_TIMEOUT,
-            protocols=tuple(DIALECTS),
+            protocols=PROTOCOLS,
             compress=False,
             max_msg_size=self.max_frame_size + 1,  # aiohttp refuses what is as large as this
             decode_text=False,
