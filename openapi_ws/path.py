@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractStreamWriter, AbstractView
 from .calls import Calls
 from .channels import Channels
 from .errors import SetupError
-from .frames import text_frame
+from .frames import can_be_sent, text_frame
 from .link import tune
 from .manager import DEPARTURE_TIMEOUT, SocketsManager
 from .metrics import Metrics
@@ -31,7 +31,6 @@ __all__ = ["WsPathMixin"]
 logger = logging.getLogger(__name__)
 
 DIALECTS = {dialect.name: dialect for dialect in (HOUSE, JSONRPC)}
-SENDABLE = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
 PROTOCOL_ERROR, NO_STATUS, LOST, INTERNAL_ERROR, RESTART = 1002, 1005, 1006, 1011, 1012
 RETRY_AFTER = 5
 """Seconds after which a client may try again where there are too many."""
@@ -372,6 +371,5 @@ def _close_code(kind: WSMsgType, data: Any) -> int:
     """Why the frames ended: the client's code, that of its broken frame, or a lost link."""
     if kind is WSMsgType.CLOSE:
         # aiohttp lets through 1006, which no frame may carry, and what is above all ranges (§7.4).
-        is_legal = not data or data in SENDABLE or 3000 <= data < 5000
-        return (data or NO_STATUS) if is_legal else PROTOCOL_ERROR
+        return (data or NO_STATUS) if not data or can_be_sent(data) else PROTOCOL_ERROR
     return int(data.code) if isinstance(data, WebSocketError) else LOST

@@ -347,6 +347,9 @@ class Websocket:
 
         *code* and *reason*, cut at 123 bytes, reach a client that reads; the first call decides them. A client
         that does not answer within the time is cut off (RFC 6455 §7.1.1 asks for the wait, not for its length).
+
+        Raises:
+            ValueError: *code* is none of 1000-1003, 1007-1014 and 3000-4999; nothing has happened.
         """
         self.close_soon(code, reason)
         if self._closer is not None:
@@ -354,12 +357,13 @@ class Websocket:
 
     def close_soon(self, code: int = 1000, reason: str = "") -> None:
         """Begin what `close` does, without waiting for its end."""
+        frame = close_frame(code, reason)
         if self._closer is None and self.close_code is None:
             self._hand_over()
         if self._closer is None:  # handing over may have found the client too slow, and begun to close
             self.close_code = self.close_code or code
             if not self._transport.is_closing():
-                self._transport.write(close_frame(code, reason))
+                self._transport.write(frame)
             self._closer = self._loop.create_task(self._close())
 
     def end(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -83,3 +84,18 @@ async def test_nothing_follows_a_close_frame(serve: Serve) -> None:
     socket.close_soon(4503, "kicked")
     client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # it reads again
     assert (await last(client))[-1] == (CLOSE, struct.pack("!H", 4503))
+
+
+@pytest.mark.parametrize("code", [0, -1, 999, 1004, 1005, 1006, 1015, 2999, 5000, 70_000, "4500", 4500.0, None])
+async def test_a_code_that_cannot_be_sent_is_refused(serve: Serve, code: Any) -> None:
+    """The error names the codes that can; the socket stays open, and can be closed."""
+    served = await serve(Stream)
+    client = await served.connect_raw()
+    [socket] = served.manager.sockets
+    with pytest.raises(ValueError, match="1000-1003, 1007-1014 or 3000-4999"):
+        await socket.close(code, "because")
+    with pytest.raises(TypeError):
+        socket.close_soon(4500, 5)  # type: ignore[arg-type]  # on purpose
+    assert not socket.is_gone
+    socket.close_soon(4500, "\udc80 half a character")
+    assert await last(client) == [(CLOSE, struct.pack("!H", 4500))]
