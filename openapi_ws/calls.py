@@ -266,7 +266,7 @@ class Calls:
         if running.method.options.reply_first:
             self._websocket.hold()
             running.is_holding = True
-        current_call.set(running.call)
+        current_call.set((self._websocket, running.call))
         return await running.method(self._view, running.call)
 
     async def _rpc_error(self, call: Call, error: RpcError) -> bytes | None:

@@ -321,6 +321,7 @@ class Websocket:
         A ``drain`` notice tells it to leave in *within* seconds. Then no more calls begin; those in flight have
         *grace* seconds to end, and are answered -32014 if they have not. At last the socket is closed with *code*.
         """
+        close_frame(code, "moved")  # a wrong code is refused before anybody is asked to leave
         data = {"reconnect_in": round(within, 3), "deadline": round(within + grace, 3)}
         self.notify(Notice("drain", orjson.dumps(data)))
         self.pulse.heartbeat = None  # its time is bounded now, and aiohttp reads no pongs once it shuts down

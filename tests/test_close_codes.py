@@ -94,8 +94,12 @@ async def test_a_code_that_cannot_be_sent_is_refused(serve: Serve, code: Any) ->
     [socket] = served.manager.sockets
     with pytest.raises(ValueError, match="1000-1003, 1007-1014 or 3000-4999"):
         await socket.close(code, "because")
+    with pytest.raises(ValueError, match="got"):
+        await socket.move(code=code)
     with pytest.raises(TypeError):
         socket.close_soon(4500, 5)  # type: ignore[arg-type]  # on purpose
     assert not socket.is_gone
+    assert not socket.is_leaving
     socket.close_soon(4500, "\udc80 half a character")
+    client.frame(struct.pack("!H", 4500), opcode=CLOSE)
     assert await last(client) == [(CLOSE, struct.pack("!H", 4500))]
