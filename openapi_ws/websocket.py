@@ -275,8 +275,11 @@ class Websocket:
 
     # -- signs of life ----------------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
-        """Look at the clock, once in a while: ping, and close what is dead, idle or too old."""
+    def tick(self, now: float, late: float = 0.0) -> None:
+        """Look at the clock, once in a while: ping, and close what is dead, idle or too old.
+
+        *late* are the seconds for which this process had no time to look, nor to read what clients sent.
+        """
         left = waiting(self._transport)
         taken = self._written - left
         # When bytes wait here, the kernel is full: if it takes more, the client reads, however late its pong may be.
@@ -292,7 +295,7 @@ class Websocket:
         if self.calls is not None:
             self.calls.tick(now)
         if self.close_code is None:
-            self._heed(self.pulse.look(now))
+            self._heed(self.pulse.look(now, late))
 
     def _heed(self, verdict: Ping | Warn | End | None) -> None:
         if isinstance(verdict, Ping):
