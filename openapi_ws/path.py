@@ -172,6 +172,7 @@ class WsPathMixin(metaclass=_Collecting):
         """
         message = Message.of(channel, event, data)
         dialect = self.websocket.push_dialect or self.websocket.dialect
+        await self.websocket.drain()  # before, too: else many streams would begin, or go on, all at once
         self.websocket.push(text_frame(dialect.message(message)), message)
         await self.websocket.drain()
 

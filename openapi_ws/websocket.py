@@ -90,11 +90,13 @@ class Websocket:
         self.metrics, self.max_queue_bytes, self.slow_consumer = metrics, max_queue_bytes, slow_consumer
         self._response, self._writer, self._transport = response, writer, transport
         self._loop = asyncio.get_running_loop()
-        self._high = transport.get_write_buffer_limits()[1]
+        # Half, as what is written at once may be as much again.
+        self._high = min(transport.get_write_buffer_limits()[1], max_queue_bytes // 2)
+        transport.set_write_buffer_limits(self._high)
         self._flushing = self._was_waiting = False
         self._answers: list[bytes] = []
         self._pushes: list[tuple[bytes, Message]] = []
-        self._outbox: Outbox | None = None
+        self._outbox = Outbox(slow_consumer)
         self._pump: asyncio.Task[None] | None = None
         self._held = self._held_bytes = self._written = self._taken = self._large = 0
         self._closer: asyncio.Task[None] | None = None
@@ -117,7 +119,7 @@ class Websocket:
     @property
     def queued_bytes(self) -> int:
         """Bytes that wait for the client, here and in the transport."""
-        return waiting(self._transport) + self._held_bytes + (self._outbox.size if self._outbox else 0)
+        return waiting(self._transport) + self._held_bytes + self._outbox.size
 
     def send(self, payload: bytes) -> None:
         """Send an answer: the UTF-8 JSON *payload* of one text frame. It never waits."""
@@ -142,8 +144,7 @@ class Websocket:
     def discard(self, is_unwanted: Callable[[Message], bool]) -> None:
         """Drop the waiting messages that the client does not want any more, e.g. since it has unsubscribed."""
         self._pushes = [(frame, message) for frame, message in self._pushes if not is_unwanted(message)]
-        if self._outbox:
-            self._outbox.discard(is_unwanted)
+        self._outbox.discard(is_unwanted)
 
     async def drain(self) -> None:
         """Return when the client keeps up: what was sent is out, but for what the transport always holds.
@@ -152,10 +153,13 @@ class Websocket:
             ConnectionResetError: the client is gone.
         """
         self.flush()
-        if self._pump is not None:
-            await asyncio.shield(self._pump)
-        await asyncio.shield(asyncio.ensure_future(self._writer.drain()))  # cancelling it would cancel all who drain
-        if self.close_code is not None:
+        await asyncio.sleep(0)  # without this, a method that streams to a fast client would have the loop for itself
+        self.flush()
+        while not self.is_gone and (self._pump or self._is_behind()):
+            # The pump alone waits for the writer: aiohttp's waiters share a future, so one cancelled would end all.
+            await asyncio.shield(self._pump or self._start_pump())
+            self.flush()
+        if self.is_gone:
             raise ConnectionResetError("the client is gone")
 
     def hold(self) -> None:
@@ -224,45 +228,46 @@ class Websocket:
 
     def _queue(self, pushes: list[tuple[bytes, Message]]) -> None:
         """Let *pushes* wait, and see to it that they do not wait for ever."""
-        if self._outbox is None:
-            self._outbox = Outbox(self.slow_consumer)
-        outbox = self._outbox
         limit = self._bound() - waiting(self._transport)
-        fits, dropped = True, outbox.dropped
+        fits, dropped = True, self._outbox.dropped
         try:
             for frame, message in pushes:
-                fits = outbox.add(frame, message, limit)
+                fits = self._outbox.add(frame, message, limit)
         except Exception:
             logger.exception("%s the key of conflate failed", self)
             self.close_soon(1011, "conflate failed")
             return
-        self.metrics.dropped["slow"] += outbox.dropped - dropped
+        self.metrics.dropped["slow"] += self._outbox.dropped - dropped
         if not fits:
             self._give_up()
         elif self._pump is None:
-            self._pump = self._loop.create_task(self._hand_on(outbox))
+            self._pump = self._start_pump()
 
-    async def _hand_on(self, outbox: Outbox) -> None:
-        """Hand to the transport what waits, as fast as the client reads."""
+    def _start_pump(self) -> asyncio.Task[None]:
+        self._pump = self._loop.create_task(self._hand_on())
+        return self._pump
+
+    async def _hand_on(self) -> None:
+        """Hand to the transport what waits, as fast as the client reads, until it keeps up."""
         try:
-            while outbox and self.close_code is None:
+            while (self._outbox or self._is_behind()) and self.close_code is None:
                 await self._writer.drain()
                 if self.close_code is not None:  # since: nothing follows a close frame (RFC 6455 §5.5.1)
                     break
                 if self._is_behind():  # a transport whose marks aiohttp does not watch
                     await asyncio.sleep(POLL)
                     continue
-                self._tell_missed(outbox)
-                self._write(outbox.take(self._high))
+                self._tell_missed()
+                self._write(self._outbox.take(self._high))
                 await asyncio.sleep(0)
         except ConnectionError as error:
-            logger.debug("%s is gone with %d bytes waiting: %r", self, outbox.size, error)
+            logger.debug("%s is gone with %d bytes waiting: %r", self, self._outbox.size, error)
         finally:
             self._pump = None
 
-    def _tell_missed(self, outbox: Outbox) -> None:
+    def _tell_missed(self) -> None:
         """Say what was dropped before any message that is newer."""
-        missed, outbox.missed = outbox.missed, {}
+        missed, self._outbox.missed = self._outbox.missed, {}
         dialect = self.push_dialect or self.dialect
         for channel, count in missed.items():
             data = orjson.dumps({"channel": channel, "missed": count})
@@ -276,10 +281,7 @@ class Websocket:
     # -- signs of life ----------------------------------------------------------------------------------------
 
     def tick(self, now: float, late: float = 0.0) -> None:
-        """Look at the clock, once in a while: ping, and close what is dead, idle or too old.
-
-        *late* are the seconds for which this process had no time to look, nor to read what clients sent.
-        """
+        """Look at the clock, *late* seconds after it was due: ping, and close what is dead, idle or too old."""
         left = waiting(self._transport)
         taken = self._written - left
         # When bytes wait here, the kernel is full: if it takes more, the client reads, however late its pong may be.
@@ -391,7 +393,6 @@ class Websocket:
         except TimeoutError:
             logger.debug("%s did not answer the close in %s s and is cut off", self, CLOSE_TIMEOUT)
             self._transport.abort()
-        self.metrics.dropped["closed"] += len(self._pushes) + len(self._outbox or ())
-        self._pushes, self._outbox = [], None
-        # aiohttp's own close() may wait for ever for a peer that does not read; now it has nobody to wait for.
-        await self._response.close(drain=False)
+        self.metrics.dropped["closed"] += len(self._pushes) + len(self._outbox)
+        self.discard(lambda _: True)
+        await self._response.close(drain=False)  # aiohttp's close may wait for ever; now it has nobody to wait for
