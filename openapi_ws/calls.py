@@ -181,6 +181,7 @@ class Calls:
             if self._websocket.is_leaving:
                 raise Draining
         except RpcError as error:
+            logger.debug("%s %.64r: %s", self._websocket, call.method, error)
             self._count(call, error)
             answer(_failure(call, error))
             return

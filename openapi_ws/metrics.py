@@ -18,14 +18,19 @@ class Metrics:
         """Handshakes that became sockets."""
         self.refused: Counter[str] = Counter()
         """Handshakes that were refused, by reason: ``closing``, ``sockets``, ``address``, ``identity``."""
-        self.closes: Counter[int] = Counter()
-        """Sockets that are gone, by close code."""
+        self.closes: Counter[int | str] = Counter()
+        """Sockets that are gone, by close code; codes that clients make up are all ``other``."""
         self.calls: Counter[tuple[str, str]] = Counter()
         """Calls that have ended, by method and outcome: ``ok``, ``gone``, or the code of the error."""
         self.dropped: Counter[str] = Counter()
         """What did not reach whom it was for, by reason: messages ``slow`` or ``closed``, calls ``notification``."""
         self.lag = 0.0
         """Seconds by which the event loop was late when it last looked."""
+
+    def count_close(self, code: int, *, is_theirs: bool) -> None:
+        """A socket is gone; the client began the close, or else this side."""
+        # Without this, clients would make counters: of the codes for applications, 3000-4999, they choose any.
+        self.closes["other" if is_theirs and code >= 3000 else code] += 1
 
     def info(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""

@@ -106,8 +106,7 @@ class Websocket:
         return self.socket_id
 
     def __repr__(self) -> str:
-        state = "open" if self.close_code is None else f"closed {self.close_code}"
-        return f"<Websocket {self.socket_id} {state}>"
+        return f"<Websocket {self.socket_id} {'open' if self.close_code is None else f'closed {self.close_code}'}>"
 
     @property
     def is_gone(self) -> bool:
@@ -361,16 +360,18 @@ class Websocket:
         if self._closer is not None:
             await asyncio.shield(self._closer)
 
-    def close_soon(self, code: int = 1000, reason: str = "") -> None:
-        """Begin what `close` does, without waiting for its end."""
+    def close_soon(self, code: int = 1000, reason: str = "") -> bool:
+        """Begin what `close` does, without waiting for its end; whether nobody had begun it before."""
         frame = close_frame(code, reason)
         if self._closer is None and self.close_code is None:
             self._hand_over()
-        if self._closer is None:  # handing over may have found the client too slow, and begun to close
-            self.close_code = self.close_code or code
-            if not self._transport.is_closing():
-                self._transport.write(frame)
-            self._closer = self._loop.create_task(self._close())
+        if self._closer is not None:  # handing over may have found the client too slow, and begun to close
+            return False
+        self.close_code = self.close_code or code
+        if not self._transport.is_closing():
+            self._transport.write(frame)
+        self._closer = self._loop.create_task(self._close())
+        return True
 
     def end(self) -> None:
         """Say that no more frames will be read from the client: it has closed, or answered the close."""
