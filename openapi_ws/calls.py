@@ -332,7 +332,7 @@ class Calls:
         if method.replies_first:
             self._websocket.hold()
             running.is_holding = True
-        current_call.set(call)
+        current_call.set((self._websocket, call))
         if method.takes_payload:
             return method.function(self._view, method.payload(call))
         return method.function(self._view)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import orjson
@@ -109,11 +109,7 @@ class Channel:
                 del self._events[name]
                 self._patterns.pop(name, None)
 
-    def matches(self, names: Iterable[str], event: str) -> bool:
-        """Any of its event *names* and patterns stands for *event*."""
-        return any(self._events[name].pattern.matches(event) for name in names)
-
-    def listeners(self, event: str) -> Iterable[Listener]:
+    def listeners(self, event: str) -> Collection[Listener]:
         """Who gets *event*, each once however many of its patterns match."""
         matching = [found for found in self._patterns.values() if found.pattern.matches(event)]
         exact = self._events.get(event)
@@ -181,8 +177,7 @@ class Channels:
     def hears(self, listener: Listener, message: Message) -> bool:
         """*listener* is on what *message* was published to."""
         channel = self._channels.get(message.channel)
-        names = self._subscribed.get(listener, {}).get(message.channel, ())
-        return channel is not None and channel.matches(names, message.event)
+        return channel is not None and listener in channel.listeners(message.event)
 
     # -- who listens ------------------------------------------------------------------------------------------
 
@@ -311,13 +306,16 @@ class Channels:
         self._settle_soon(channel)
 
     async def clear(self) -> None:
-        """Take everybody off everything, and wait until the broker has heard of it, at most `CLEAR_TIMEOUT`."""
+        """Take everybody off everything; wait for the broker to hear it, and for callbacks, up to `CLEAR_TIMEOUT`."""
         for listener in tuple(self._subscribed):
             self.remove(listener)
-        if self._tasks:
-            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLEAR_TIMEOUT)
+        # A callback may be what clears, e.g. one that listens for orders to shut down.
+        if tasks := [task for task in self._tasks if task is not asyncio.current_task()]:
+            _, late = await asyncio.wait(tasks, timeout=CLEAR_TIMEOUT)
             for task in late:
                 task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=CLEAR_TIMEOUT)
         for retry in self._retries.values():
             retry.cancel()
         self._retries.clear()
@@ -387,7 +385,11 @@ class Channels:
                 logger.exception("callback of channel %r failed and is taken off", message.channel)
                 self.remove(callback)
 
-        await asyncio.gather(*map(call, callbacks))
+        calls = [asyncio.get_running_loop().create_task(call(callback)) for callback in callbacks]
+        for task in calls:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        await asyncio.wait(calls)  # who is cancelled in a wait does not take along what it waits for
 
 
 def _is_cancelled() -> bool:

@@ -65,7 +65,7 @@ class Failures:
 
     def refusal(self, call: Call, error: RpcError) -> bytes | None:
         """The answer that says *error*, counted; None to a notification."""
-        logger.debug("%s %s: %s", self._websocket, call.method, error)
+        logger.debug("%s %.64r: %s", self._websocket, call.method, error)
         answer = None if call.notification else Failure.of(call, error).encode()
         self.count(call, str(error.code))
         if call.notification:

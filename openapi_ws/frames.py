@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["close_frame", "ping_frame", "pong_frame", "text_frame"]
+__all__ = ["can_be_sent", "close_frame", "ping_frame", "pong_frame", "text_frame"]
 
 TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
 """First bytes: FIN and the opcode (§5.2)."""
+REGISTERED = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
 REASON_LIMIT = 123
 """Bytes of a close reason: a control frame holds 125 (§5.5), two of them the code."""
 
@@ -22,9 +23,20 @@ def text_frame(payload: bytes) -> bytes:
     return b"%c\x7f%b%b" % (TEXT, struct.pack("!Q", size), payload)
 
 
+def can_be_sent(code: int) -> bool:
+    """A close frame may carry *code* (§7.4, and the registry of IANA)."""
+    return isinstance(code, int) and (code in REGISTERED or 3000 <= code < 5000)
+
+
 def close_frame(code: int, reason: str) -> bytes:
-    """A whole close frame (§5.5.1); *reason* is cut at 123 bytes, between characters."""
-    text = reason.encode()[:REASON_LIMIT].decode(errors="ignore").encode()
+    """A whole close frame (§5.5.1); *reason* is cut at 123 bytes, between characters.
+
+    Raises:
+        ValueError: no frame may carry *code*.
+    """
+    if not can_be_sent(code):
+        raise ValueError(f"a close code is 1000-1003, 1007-1014 or 3000-4999; got {code!r}")
+    text = str.encode(reason, errors="replace")[:REASON_LIMIT].decode(errors="ignore").encode()
     return b"%c%c%b%b" % (CLOSE, len(text) + 2, struct.pack("!H", code), text)
 
 

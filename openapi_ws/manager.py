@@ -190,7 +190,7 @@ class SocketsManager:
         self._timer = None
         self.metrics.lag = max(0.0, now - due)
         for websocket in tuple(self.sockets):
-            websocket.tick(now)
+            websocket.tick(now, self.metrics.lag)
         if self.sockets:
             self.watch()
         else:

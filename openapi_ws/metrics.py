@@ -11,21 +11,28 @@ __all__ = ["Metrics"]
 class Metrics:
     """Counters since the process started, and one gauge."""
 
-    __slots__ = ("calls", "closes", "dropped", "lag", "opened", "refused")
+    __slots__ = ("calls", "closes", "dropped", "lag", "lagged", "opened", "refused")
 
     def __init__(self) -> None:
         self.opened = 0
         """Handshakes that became sockets."""
         self.refused: Counter[str] = Counter()
         """Handshakes that were refused, by reason: ``closing``, ``sockets``, ``address``, ``identity``."""
-        self.closes: Counter[int] = Counter()
-        """Sockets that are gone, by close code."""
+        self.closes: Counter[int | str] = Counter()
+        """Sockets that are gone, by close code; codes that clients make up are all ``other``."""
         self.calls: Counter[tuple[str, str]] = Counter()
         """Calls that have ended, by method and outcome: ``ok``, ``gone``, or the code of the error."""
         self.dropped: Counter[str] = Counter()
         """What did not reach whom it was for, by reason: messages ``slow`` or ``closed``, calls ``notification``."""
+        self.lagged = 0
+        """Times that a client fell behind in a channel with history, and was given the rest from there."""
         self.lag = 0.0
         """Seconds by which the event loop was late when it last looked."""
+
+    def count_close(self, code: int, *, is_theirs: bool) -> None:
+        """A socket is gone; the client began the close, or else this side."""
+        # Without this, clients would make counters: of the codes for applications, 3000-4999, they choose any.
+        self.closes["other" if is_theirs and code >= 3000 else code] += 1
 
     def info(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""
@@ -38,5 +45,6 @@ class Metrics:
             "closes": {str(code): count for code, count in self.closes.items()},
             "calls": calls,
             "dropped": dict(+self.dropped),
+            "lagged": self.lagged,
             "lag": self.lag,
         }

@@ -20,9 +20,14 @@ class SlowConsumer:
     key: Callable[[Message], Hashable] | None = None
     """Of messages with the same key only the latest waits."""
 
+    @property
+    def catches_up(self) -> bool:
+        """What does not fit of a channel with history is read from there later: nothing is lost, nothing dropped."""
+        return not self.drops and self.key is None
+
 
 disconnect = SlowConsumer()
-"""Close it with 4008, so that it comes back and starts anew."""
+"""Close it with 4008, so that it comes back and starts anew; but read on in channels with history when there is room."""
 drop_oldest = SlowConsumer(drops=True)
 """Drop what has waited longest, and say so in a ``gap`` notice before the next message."""
 

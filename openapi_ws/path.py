@@ -174,6 +174,7 @@ class WsPathMixin(metaclass=_Collecting):
         """
         message = Message.of(channel, event, data)
         dialect = self.websocket.push_dialect or self.websocket.dialect
+        await self.websocket.drain()  # before, too: else many streams would begin, or go on, all at once
         self.websocket.push(text_frame(dialect.message(message)), message)
         await self.websocket.drain()
 
@@ -287,8 +288,8 @@ class WsPathMixin(metaclass=_Collecting):
     async def _depart(self, calls: Calls) -> None:
         """End the link and what still runs, then tell the view."""
         code = self.websocket.close_code or LOST
-        self.websocket.metrics.closes[code] += 1
-        self.websocket.close_soon(_answer_to(code))
+        is_theirs = self.websocket.close_soon(_answer_to(code))
+        self.websocket.metrics.count_close(code, is_theirs=is_theirs)
         await calls.close()
         await self.websocket.close()
         if self._has_begun:

@@ -14,6 +14,7 @@ import orjson
 from pydantic_core import PydanticSerializationError, SchemaSerializer, to_json
 
 from .errors import ECHO_LIMIT, EncodeError, InvalidRequest, ParseError, RpcError
+from .history import Position
 
 __all__ = [
     "HOUSE",
@@ -103,6 +104,8 @@ class Message:
     event: str
     data: bytes
     position: str | None = None
+    before: Position | None = None
+    """The position of the message before it, where it has one."""
 
     @classmethod
     def of(cls, channel: str, event: str | None, data: Any) -> Message:

@@ -47,7 +47,7 @@ class Publication(BaseModel):
 async def listen(
     channels: Channels, websocket: Websocket, channel: str, event: str | None, limit: int | None = None
 ) -> None:
-    """Put *websocket* on an event of a channel, in the dialect of the call that asks for it.
+    """Put *websocket* on an event of a channel, in the dialect of the call that asks for it, if that is its own.
 
     Raises:
         LimitExceeded: it has *limit* subscriptions already; with none, there is no limit.
@@ -58,8 +58,8 @@ async def listen(
         count = sum(map(len, subscribed.values()))
         if count >= limit and (event or "*") not in subscribed.get(channel, ()):
             raise LimitExceeded(f"At most {limit} subscriptions")
-    before, call = websocket.push_dialect, current_call.get(None)
-    if call is not None:
+    before, (caller, call) = websocket.push_dialect, current_call.get((None, None))
+    if call is not None and caller is websocket:
         websocket.push_dialect = call.dialect
     try:
         await channels.register(channel, event, websocket)

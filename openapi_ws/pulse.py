@@ -74,11 +74,11 @@ class Pulse:
         self._control -= 1
         return self._control >= 0
 
-    def look(self, now: float) -> Ping | Warn | End | None:
-        """What is called for."""
+    def look(self, now: float, late: float = 0.0) -> Ping | Warn | End | None:
+        """What is called for, by who looks *late* seconds after it wanted to."""
         passed, self._looked = now - self._looked, now
         self._control = min(2 * self.control_rate, self._control + self.control_rate * passed)
-        return self._check_time(now) or self._check_silence(passed)
+        return self._check_time(now) or self._check_silence(passed - late)
 
     def _check_silence(self, passed: float) -> Ping | End | None:
         if self.heartbeat is None:

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 from aiohttp import WebSocketError, WSMsgType, web
 
 from .calls import Calls
+from .frames import can_be_sent
 from .steps import Suspended
 from .websocket import Websocket
 
 __all__ = ["Reader"]
 
-SENDABLE = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
 PROTOCOL_ERROR, NO_STATUS, LOST = 1002, 1005, 1006
 FRAMES = 64
 """Messages of one client that are taken in a row before the others have their turn."""
@@ -135,6 +135,5 @@ def _close_code(kind: WSMsgType, data: Any) -> int:
     """Why the frames ended: the client's code, that of its broken frame, or a lost link."""
     if kind is WSMsgType.CLOSE:
         # aiohttp lets through 1006, which no frame may carry, and what is above all ranges (§7.4).
-        is_legal = not data or data in SENDABLE or 3000 <= data < 5000
-        return (data or NO_STATUS) if is_legal else PROTOCOL_ERROR
+        return (data or NO_STATUS) if not data or can_be_sent(data) else PROTOCOL_ERROR
     return int(data.code) if isinstance(data, WebSocketError) else LOST

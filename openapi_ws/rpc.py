@@ -28,8 +28,8 @@ PREFIX = "ws_rpc_"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MARK = "ws_rpc"
 
-current_call: ContextVar[Call] = ContextVar("openapi_ws.current_call")
-"""The call that the running task answers."""
+current_call: ContextVar[tuple[object, Call]] = ContextVar("openapi_ws.current_call")
+"""The call that the running task answers, and before it the socket that it came on."""
 
 Function = TypeVar("Function", bound=Callable[..., Coroutine[Any, Any, Any]])
 

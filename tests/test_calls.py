@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from typing import Any
 
@@ -343,6 +344,24 @@ async def test_calls_are_counted_by_method_and_outcome(serve: Serve) -> None:
         "wait": {"gone": 1},
     }
     assert info["dropped"] == {"notification": 1}
+
+
+async def test_every_rpc_error_is_logged_at_debug(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """Also those of limits and names, which no method raised; nothing is logged above."""
+    client = await (await serve(Stream)).connect()
+    with caplog.at_level(logging.DEBUG, "openapi_ws"):
+        await client.error("refuse", {})
+        await client.error("wtf")
+        for number in range(5):
+            await client.send({"id": number, "method": "wait"})
+        assert (await client.receive())["error"]["code"] == -32005
+    said = [record.getMessage().partition(" ")[2] for record in caplog.records if record.name == "openapi_ws.failures"]
+    assert said == [
+        "'refuse': No more seats (7)",
+        "'wtf': Invalid RPC parameters (-32601)",
+        "'wait': At most 4 calls in flight (-32005)",
+    ]
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
 
 
 async def test_a_stubborn_method_does_not_keep_a_gone_client(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:

@@ -304,6 +304,64 @@ async def test_a_message_that_json_cannot_hold_is_dropped(caplog: pytest.LogCapt
     assert "dropped" in caplog.text
 
 
+async def test_a_publisher_that_is_cancelled_takes_no_callback_along() -> None:
+    """Its wait ends, the callback goes on to its end, and `clear` waits for it."""
+    channels = Channels(Prompt())
+    may_end, trace = asyncio.Event(), list[str]()
+
+    async def keep_accounts(*_: Any) -> None:
+        trace.append("begin")
+        await may_end.wait()
+        trace.append("end")
+
+    await channels.register("c", "*", keep_accounts)
+    publishing = asyncio.create_task(channels("c", {"event": "e"}))
+    await until(lambda: trace)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    clearing = asyncio.create_task(channels.clear())
+    await asyncio.sleep(0)
+    assert not clearing.done()
+    may_end.set()
+    await clearing
+    assert trace == ["begin", "end"]
+
+
+async def test_a_callback_that_outstays_the_end_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`clear` has its bound, and leaves no task."""
+    monkeypatch.setattr("openapi_ws.channels.CLEAR_TIMEOUT", 0.01)
+    channels = Channels(Prompt())
+    trace = list[str]()
+
+    async def hang(*_: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            trace.append("cancelled")
+
+    await channels.register("c", "*", hang)
+    publishing = asyncio.create_task(channels("c", {"event": "e"}))
+    await until(lambda: channels._tasks)
+    await channels.clear()
+    assert trace == ["cancelled"]
+    assert not channels._tasks
+    await publishing
+
+
+async def test_a_callback_may_clear() -> None:
+    """It does not wait for itself."""
+    channels = Channels(Prompt())
+
+    async def shut_down(*_: Any) -> None:
+        await channels.clear()
+
+    await channels.register("c", "*", shut_down)
+    async with asyncio.timeout(2):  # less than CLEAR_TIMEOUT
+        await channels("c", {"event": "e"})
+    assert not channels.registered
+
+
 async def test_a_callback_that_is_cancelled_from_within_is_taken_off(caplog: pytest.LogCaptureFixture) -> None:
     """It awaited something that was cancelled: whoever publishes goes on, and so does a broker's worker."""
     channels, heard = Channels(Prompt()), list[tuple[str, str, Any]]()

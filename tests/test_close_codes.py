@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -65,6 +66,44 @@ async def test_a_close_code_that_no_frame_may_carry_is_a_protocol_error(serve: S
     assert served.manager.metrics.closes == {1002: 1}
 
 
+async def test_clients_make_no_counters(serve: Serve) -> None:
+    """Codes for applications are counted exactly where the server chose them, else as one; those of the RFC always."""
+    served = await serve(Stream)
+    for code in (3000, 4008, 4999, 1001):
+        client = await served.connect_raw()
+        client.frame(struct.pack("!H", code), opcode=CLOSE)
+        assert await last(client) == [(CLOSE, struct.pack("!H", code))]
+    client = await served.connect_raw()
+    [socket] = served.manager.sockets
+    socket.close_soon(4100)
+    client.frame(struct.pack("!H", 4100), opcode=CLOSE)
+    await served.at_rest()
+    await served.manager.departed()
+    assert served.manager.server_info()["closes"] == {"other": 3, "1001": 1, "4100": 1}
+
+
+class Pinged(Stream):
+    max_control_rate = 1_000_000
+    max_queue_bytes = 4 * 1024 * 1024
+
+
+async def test_a_client_lost_while_its_pings_are_answered_is_lost(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1006, as any lost link, and nothing in the log, though pongs wait for it and more pings have come."""
+    served = await serve(Pinged)
+    client, socket = await stalled(served)
+    for _ in range(4000):
+        client.frame(b"p" * 120, opcode=9)
+    await client.writer.drain()
+    await until(lambda: socket.queued_bytes > 300_000)
+    client.writer.transport.abort()
+    await served.at_rest()
+    await served.manager.departed()
+    assert served.manager.metrics.closes == {1006: 1}
+    assert not caplog.records
+
+
 async def test_a_stalled_client_that_breaks_the_protocol_is_gone_in_bounded_time(serve: Serve) -> None:
     """Without a heartbeat, too."""
     served = await serve(Stream)
@@ -83,3 +122,22 @@ async def test_nothing_follows_a_close_frame(serve: Serve) -> None:
     socket.close_soon(4503, "kicked")
     client.reader._transport.resume_reading()  # type: ignore[attr-defined]  # it reads again
     assert (await last(client))[-1] == (CLOSE, struct.pack("!H", 4503))
+
+
+@pytest.mark.parametrize("code", [0, -1, 999, 1004, 1005, 1006, 1015, 2999, 5000, 70_000, "4500", 4500.0, None])
+async def test_a_code_that_cannot_be_sent_is_refused(serve: Serve, code: Any) -> None:
+    """The error names the codes that can; the socket stays open, and can be closed."""
+    served = await serve(Stream)
+    client = await served.connect_raw()
+    [socket] = served.manager.sockets
+    with pytest.raises(ValueError, match="1000-1003, 1007-1014 or 3000-4999"):
+        await socket.close(code, "because")
+    with pytest.raises(ValueError, match="got"):
+        await socket.move(code=code)
+    with pytest.raises(TypeError):
+        socket.close_soon(4500, 5)  # type: ignore[arg-type]  # on purpose
+    assert not socket.is_gone
+    assert not socket.is_leaving
+    socket.close_soon(4500, "\udc80 half a character")
+    client.frame(struct.pack("!H", 4500), opcode=CLOSE)
+    assert await last(client) == [(CLOSE, struct.pack("!H", 4500))]

@@ -354,3 +354,31 @@ async def test_a_client_that_is_gone_cannot_be_joined(serve: Serve) -> None:
     await until(lambda: Late.outcome)
     assert [type(outcome) for outcome in Late.outcome] == [ConnectionResetError]
     assert not len(served.manager.channels)
+
+
+class Inviting(Stream):
+    """A view whose clients put others on channels."""
+
+    views: list[Inviting]
+
+    async def connected(self) -> None:
+        self.views.append(self)
+
+    async def ws_rpc_invite(self, payload: str) -> None:
+        for view in self.views:
+            await view.join(payload)
+
+
+async def test_a_client_is_joined_in_its_own_dialect_whoever_asks(serve: Serve) -> None:
+    """The dialect of a call is that of its caller alone; others keep what they negotiated, or spoke last."""
+    Inviting.views = []
+    served = await serve(Inviting)
+    caller = await served.connect()
+    negotiated = await served.connect(protocols=["jsonrpc-2.0"])
+    silent = await served.connect()
+    await until(lambda: len(Inviting.views) == 3)
+    await caller.call("invite", "room")
+    await served.manager.publish("room", "e")
+    assert (await caller.receive())["channel"] == "room"
+    assert (await negotiated.receive())["method"] == "rpc.message"
+    assert (await silent.receive())["channel"] == "room"

@@ -38,6 +38,16 @@ def test_a_process_that_had_no_time_gives_nobody_up() -> None:
     assert client.look(7200) == End(4012, "no pong")
 
 
+def test_time_in_which_nobody_listened_is_no_silence() -> None:
+    """A stop of the process between ping and pong leaves the client its time, which then runs on."""
+    client = pulse(heartbeat=10)
+    assert client.look(10) is None
+    assert client.look(15) == Ping()
+    assert client.look(60, late=44) is None
+    assert client.look(63) is None
+    assert client.look(64) == End(4012, "no pong")
+
+
 def test_idle_time_is_warned_of_and_use_begins_it_anew() -> None:
     """Ten seconds before, once; what is heard but no use does not count."""
     client = pulse(max_idle=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from collections import Counter
 
 import pytest
 from aiohttp import web
@@ -176,6 +177,39 @@ async def test_a_method_that_streams_is_slowed_by_its_client(serve: Serve) -> No
     frames = [json.loads((await client.read())[1]) for _ in range(301)]
     assert [frame["data"][0] for frame in frames[:-1]] == list(range(300))
     assert frames[-1]["response"] == "done"
+
+
+class Narrow(Feed):
+    """A view whose bound is less than what asyncio's transport would hold."""
+
+    max_queue_bytes = 16_384
+
+
+@pytest.mark.parametrize(("view", "streams"), [(Narrow, 1), (Narrow, 30), (Feed, 30)])
+async def test_streams_to_a_client_that_reads_never_close_it(serve: Serve, view: type[Feed], streams: int) -> None:
+    """However small the bound, and however many of them there are; all arrives, each stream in order."""
+    served = await serve(view)
+    client = await served.connect()
+    count = 300 // streams
+    for number in range(streams):
+        await client.send({"id": number, "method": "stream", "payload": count})
+    frames = [await client.receive() for _ in range(streams * (count + 1))]
+    assert Counter(frame["data"][0] for frame in frames if "data" in frame) == dict.fromkeys(range(count), streams)
+    assert sorted(frame["id"] for frame in frames if "id" in frame) == list(range(streams))
+
+
+async def test_who_waits_for_a_client_that_is_lost_is_told(serve: Serve) -> None:
+    """A method whose `send` waits ends with ConnectionResetError, though another that waited was cancelled."""
+    served = await serve(Feed)
+    client, socket = await stalled(served)
+    for number in range(2):
+        client.frame(b'{"id":"s%d","method":"stream","payload":300}' % number)
+    await until(lambda: socket._pump)
+    client.frame(b'{"id":3,"method":"rpc.cancel","payload":{"id":"s0"}}')
+    await until(lambda: served.manager.metrics.calls["stream", "-32013"])
+    client.writer.transport.abort()
+    await until(lambda: served.manager.metrics.calls["stream", "gone"])
+    await served.at_rest()
 
 
 async def test_a_burst_in_one_tick_to_a_client_that_reads_arrives(serve: Serve) -> None:

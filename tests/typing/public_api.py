@@ -77,5 +77,5 @@ async def server_code(manager: SocketsManager) -> None:
         await websocket.close(4503, "kicked")
         await websocket.move(within=1.0, grace=5.0)
     assert_type(manager.ready, bool)
-    assert_type(manager.metrics.closes, Counter[int])
+    assert_type(manager.metrics.closes, Counter[int | str])
     await manager.drain(5)
