@@ -217,9 +217,10 @@ class Channels:
     async def unregister(self, channel_name: str, event: str | None, listener: Listener) -> None:
         """Take *listener* off an event of a channel; an event it is not on is no error.
 
+        Nor is a channel, for server code: its own failure, or a shutdown, may have taken it off.
+
         Raises:
-            InvalidParams: it is a client that is not on the channel at all. Server code may have been taken off, by
-                its own failure or at shutdown, and cleans up all the same.
+            InvalidParams: it is a client that is not on the channel at all.
         """
         if isinstance(listener, Websocket) and channel_name not in self._subscribed.get(listener, {}):
             raise InvalidParams({"channel": "Invalid channel"})

@@ -51,7 +51,7 @@ class SocketsManager:
     tick: float = 1.0
     """Seconds between two looks at the sockets: the grain of all their times."""
     is_closing = False
-    """Shutdown has begun: new handshakes are answered 503."""
+    """Shutdown has begun: new handshakes are answered 503, as long as aiohttp listens."""
     _is_managed = False
     _timer: asyncio.TimerHandle | None = None
 
@@ -60,7 +60,8 @@ class SocketsManager:
         """A manager that starts and stops with *app*; put it under ``app["web_sockets"]``.
 
         *options* go to the class. At shutdown the sockets are drained, see `drain`, within `drain_timeout`; a second
-        signal to end the process skips the wait.
+        signal to end the process skips the wait. aiohttp neither listens nor reads any more by then: call `drain`
+        before, and who comes is answered 503, and what clients send is heard.
         """
         manager = cls(**options)
         manager._is_managed = True
