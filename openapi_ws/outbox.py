@@ -27,7 +27,7 @@ class SlowConsumer:
 
 
 disconnect = SlowConsumer()
-"""Close it with 4008, so that it comes back and starts anew; but read on in channels with history when there is room."""
+"""Close it with 4008, so that it comes back and starts anew. Where a channel has history, it is read on instead."""
 drop_oldest = SlowConsumer(drops=True)
 """Drop what has waited longest, and say so in a ``gap`` notice before the next message."""
 
