@@ -208,7 +208,7 @@ class Channels:
             entry.pending -= 1
             # One that failed takes back nothing that another register of the same has got, or still waits for.
             if not entry.is_confirmed and not entry.pending and self._entry(channel_name, name, listener) is entry:
-                self._discard(channel_name, name, listener)
+                self.discard(channel_name, name, listener)
         return channel
 
     def _entry(self, channel_name: str, name: str, listener: Listener) -> _Entry | None:
@@ -224,14 +224,14 @@ class Channels:
         """
         if isinstance(listener, Websocket) and channel_name not in self._subscribed.get(listener, {}):
             raise InvalidParams({"channel": "Invalid channel"})
-        self._discard(channel_name, event or "*", listener)
+        self.discard(channel_name, event or "*", listener)
         if (channel := self._channels.get(channel_name)) is not None:  # an empty one is false
             await self._settled(channel)
 
     async def leave(self, channel_name: str, listener: Listener) -> None:
         """Take *listener* off all events of a channel; one that is not on it stays off."""
         for name in tuple(self._subscribed.get(listener, {}).get(channel_name, ())):
-            self._discard(channel_name, name, listener)
+            self.discard(channel_name, name, listener)
         if (channel := self._channels.get(channel_name)) is not None:  # an empty one is false
             await self._settled(channel)
 
@@ -239,9 +239,10 @@ class Channels:
         """Take *listener* off everything, at once; brokers that must hear of it do so later."""
         for channel_name, events in tuple(self._subscribed.get(listener, {}).items()):
             for name in tuple(events):
-                self._discard(channel_name, name, listener)
+                self.discard(channel_name, name, listener)
 
-    def _discard(self, channel_name: str, name: str, listener: Listener) -> None:
+    def discard(self, channel_name: str, name: str, listener: Listener) -> None:
+        """Take *listener* off one event of a channel, at once; a broker that must hear of it does so later."""
         channels = self._subscribed.get(listener, {})
         events = channels.get(channel_name, {})
         events.pop(name, None)

@@ -9,6 +9,7 @@ The caller's: answered with its code and message, never logged above debug::
     ├── InvalidParams       -32602
     │   ├── CannotPublish            raised by a broker, or by get_publish_message
     │   └── CannotSubscribe          raised by a broker
+    ├── UnknownChannel      -32004   topics are declared, and it is of none of them
     ├── LimitExceeded       -32005
     ├── Conflict            -32009
     ├── CallTimedOut        -32008
@@ -48,6 +49,7 @@ __all__ = [
     "ParseError",
     "RpcError",
     "SetupError",
+    "UnknownChannel",
 ]
 
 ECHO_LIMIT = 64
@@ -138,6 +140,13 @@ class CannotSubscribe(InvalidParams, RuntimeError):
     def __init__(self, reason: str = "") -> None:
         super().__init__({"channel": "Invalid channel"})
         self.reason = reason
+
+
+class UnknownChannel(RpcError):
+    """Topics are declared, and no channel of this name is of any of them."""
+
+    def __init__(self) -> None:
+        super().__init__(-32004, "Unknown channel", errors={"channel": "Invalid channel"})
 
 
 class LimitExceeded(RpcError):

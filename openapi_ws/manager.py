@@ -14,9 +14,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from .channels import Channels
+from .delivery import Delivery
 from .metrics import Metrics
-from .protocol import Message
 from .websocket import Websocket
 
 __all__ = ["SocketsManager", "Websocket", "WsHandlerType"]
@@ -32,7 +31,7 @@ DEPARTURE_TIMEOUT = 10.0
 """Seconds that a `disconnected` hook has."""
 
 
-class SocketsManager:
+class SocketsManager(Delivery):
     """The sockets and channels of one process, and its broker: here, the process itself.
 
     A broker of one's own is a subclass that overrides `publish`, `subscribe`, `subscribe_to_event` and
@@ -104,11 +103,6 @@ class SocketsManager:
     @cached_property
     def _departures(self) -> set[asyncio.Task[None]]:
         return set()
-
-    @cached_property
-    def channels(self) -> Channels:
-        """The channels that somebody in this process listens to."""
-        return Channels(self)
 
     def add(self, ws: Websocket) -> None:
         """Count *ws* in."""
@@ -217,41 +211,6 @@ class SocketsManager:
         self.is_closing = True
         await asyncio.gather(*(ws.close(code, reason) for ws in tuple(self.sockets)))
         await self.channels.clear()
-
-    # -- the broker: override to make one's own ---------------------------------------------------------------
-
-    async def start(self) -> None:
-        """Connect to what the broker needs; called when the application starts."""
-
-    async def stop(self) -> None:
-        """Undo `start`; called when the application is cleaned up, after the last socket is gone."""
-
-    async def publish(
-        self, channel: str, event: str | None, data: Any = None, *, exclude: Websocket | None = None
-    ) -> None:
-        """Publish *data* as *event* on *channel*, from any code of the application.
-
-        *data* is anything `encode` takes; it is encoded here, once, whoever listens. The client *exclude* does not
-        get it. It never waits for a client.
-
-        Raises:
-            CannotPublish: the broker does not publish to this channel.
-            EncodeError: JSON cannot hold *data*; nobody has got anything.
-        """
-        await self.channels.deliver(Message.of(channel, event, data), exclude=exclude)
-
-    async def subscribe(self, channel: str) -> None:
-        """Begin to bring *channel*'s messages here: its first listener has come.
-
-        Raises:
-            CannotSubscribe: there is no such channel. Whatever is raised, the broker is not subscribed.
-        """
-
-    async def subscribe_to_event(self, channel: str, event: str) -> None:
-        """Learn that a listener has come for *event*, a name or a pattern, e.g. to subscribe to a feed for it."""
-
-    async def unsubscribe(self, channel: str) -> None:
-        """End what `subscribe` began: the last listener has left. If it fails, it is called again."""
 
 
 async def _unless_hurried(work: Coroutine[Any, Any, None]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from aiohttp.abc import AbstractStreamWriter
@@ -39,8 +39,11 @@ class Caught(NamedTuple):
     """What it is told before *frames*, where they do not follow on what it had."""
 
 
-Backlog = Callable[[str, Position], Awaitable[Caught]]
-"""Reads on in a channel: ``await backlog(channel, since)``. What is published later comes as ever."""
+class Backlog(Protocol):
+    """What reads on in channels with history."""
+
+    async def backlog(self, websocket: Any, channel: str, since: Position) -> Caught:
+        """The next messages of *channel* after *since*. What is published later comes as ever."""
 
 
 class Outgoing:
@@ -276,7 +279,7 @@ class Outgoing:
         if self.backlog is None:
             return
         try:
-            caught = await self.backlog(channel, since)
+            caught = await self.backlog.backlog(self, channel, since)
         except Exception as error:
             logger.warning("%s cannot catch up in %r, tried again in %s s: %r", self, channel, RETRY, error)
             await asyncio.sleep(RETRY)

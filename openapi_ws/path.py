@@ -214,6 +214,7 @@ class WsPathMixin(metaclass=_Collecting):
             return
         websocket = self._websocket(response, writer, transport, sockets.metrics, identity)
         calls = websocket.calls = Calls(self, websocket, methods, limit=self.max_calls, timeout=self.call_timeout)
+        websocket.backlog = sockets
         sockets.metrics.opened += 1
         try:
             sockets.add(websocket)

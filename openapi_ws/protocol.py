@@ -14,7 +14,7 @@ import orjson
 from pydantic_core import PydanticSerializationError, SchemaSerializer, to_json
 
 from .errors import ECHO_LIMIT, EncodeError, InvalidRequest, ParseError, RpcError
-from .history import Position
+from .history import Entry, Position
 
 __all__ = [
     "HOUSE",
@@ -33,6 +33,8 @@ __all__ = [
     "is_id",
 ]
 
+VERSION = 1
+"""Of messages as they are kept and sent between processes."""
 MAX_DEPTH = 64
 """How deep arrays and objects may nest in a frame."""
 MAX_BATCH = 20
@@ -120,6 +122,40 @@ class Message:
             if not name.isascii():
                 encode(name)  # a lone surrogate would fail later, in the fan-out
         return cls(channel, event, encode(data))
+
+    def pack(self, **members: Any) -> bytes:
+        """The message as it is kept and sent between processes: a line of JSON that is about it, and a line of data.
+
+        *members* are further ones of the first line. The data is not wrapped, so that nothing rewrites its numbers.
+        """
+        return b"%b\n%b" % (orjson.dumps({"v": VERSION, "event": self.event, **members}), self.data)
+
+    @classmethod
+    def unpack(cls, channel: str, entry: Entry) -> Message:
+        """The message of *channel* that is kept as *entry*.
+
+        Raises:
+            ValueError: it is not what `pack` makes.
+        """
+        message, _ = cls.read(channel, entry.data)
+        before = Position(entry.position.epoch, entry.position.offset - 1, entry.previous)
+        message.position, message.before = str(entry.position), before
+        return message
+
+    @classmethod
+    def read(cls, channel: str, packed: bytes) -> tuple[Message, dict[str, Any]]:
+        """The message of *channel* that was packed, and its first line.
+
+        Raises:
+            ValueError: it is not what `pack` makes, e.g. because somebody else published it.
+        """
+        line, newline, data = packed.partition(b"\n")
+        head = orjson.loads(line)
+        orjson.loads(data)
+        event = head.get("event") if newline and isinstance(head, dict) and head.get("v") == VERSION else None
+        if not isinstance(event, str):
+            raise ValueError(f"no message of version {VERSION}")
+        return cls(channel, event, data), head
 
 
 @dataclass(slots=True)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import from_json
 
-from .errors import LimitExceeded
+from .errors import CannotPublish, InvalidParams, LimitExceeded
+from .history import KEY_LIMIT, History, Position
+from .patterns import Pattern
+from .protocol import Message
 from .rpc import current_call, ws_rpc
+from .topics import NAME_LIMIT, Topic
 
 if TYPE_CHECKING:
     from .channels import Channels
     from .manager import SocketsManager
-    from .protocol import Message
     from .websocket import Websocket
 
 __all__ = ["Publication", "Publish", "Subscribe", "Subscription", "listen"]
 
-NAME_LIMIT = 255
-"""Characters of a channel or event name that a client may send."""
+PAGE_LIMIT = 300
+"""Messages that one answer holds; who has missed more is told so, and loads the state instead."""
 
 ALPHABET = r"^[!-~]*$"
 """What a channel's name is made of: visible ASCII, no spaces."""
@@ -27,6 +31,17 @@ ChannelName = Annotated[
     str, Field(min_length=1, max_length=NAME_LIMIT, pattern=ALPHABET, description="Name of the channel")
 ]
 EventName = Annotated[str, Field(max_length=NAME_LIMIT)]
+Key = Annotated[str, Field(min_length=1, max_length=KEY_LIMIT)]
+
+
+def _position(text: Any) -> Position:
+    position = Position.parse(text) if isinstance(text, str) else None
+    if position is None:
+        raise ValueError("no position")
+    return position
+
+
+Place = Annotated[Position, BeforeValidator(_position, json_schema_input_type=str)]
 
 
 class Subscription(BaseModel):
@@ -35,6 +50,8 @@ class Subscription(BaseModel):
     channel: ChannelName
     event: Annotated[EventName | None, Field(description="Event name, or a pattern of *, ?, […]; none means *")] = None
 
+    position: Annotated[Place | None, Field(description="Where the client has got to: what it missed is sent")] = None
+
 
 class Publication(BaseModel):
     """A message for a channel."""
@@ -42,6 +59,16 @@ class Publication(BaseModel):
     channel: ChannelName
     event: Annotated[EventName | None, Field(description="Event name")] = None
     data: Annotated[Any, Field(description="What the message says")] = None
+    key: Annotated[Key | None, Field(description="Of two publications with one key, the second is none")] = None
+
+
+class Query(BaseModel):
+    """Messages of a channel that are kept."""
+
+    channel: ChannelName
+    limit: Annotated[int, Field(ge=1, le=PAGE_LIMIT, description="At most so many messages")] = 50
+    since: Annotated[Place | None, Field(description="Those after this position, or before it if reversed")] = None
+    reverse: Annotated[bool, Field(description="The newest first")] = False
 
 
 async def listen(
@@ -87,9 +114,20 @@ class Publish:
     @ws_rpc(ordered=True, reply_first=True)
     async def ws_rpc_publish(self, payload: Publication) -> dict[str, Any]:
         """Publish an event on a channel; answers what was published."""
-        data = self.get_publish_message(payload.data)
-        await self.sockets.publish(payload.channel, payload.event, data)
-        return {"channel": payload.channel, "event": payload.event, "data": data}
+        topic, data = self.sockets.topic_of(payload.channel), payload.data
+        if topic is not None:
+            if not topic.publish:
+                raise CannotPublish(f"clients do not publish to {topic}")
+            data = topic.parse(payload.event or "", data)
+        if payload.key is not None and (topic is None or topic.history is None):
+            raise InvalidParams({"key": "the channel has no history"})
+        data = self.get_publish_message(data)
+        key: dict[str, Any] = (
+            {} if payload.key is None else {"key": payload.key}
+        )  # a broker of one's own may know of no keys
+        position = await self.sockets.publish(payload.channel, payload.event, data, **key)
+        answer = {"channel": payload.channel, "event": payload.event, "data": data}
+        return answer if position is None else {**answer, "position": position}
 
 
 class Subscribe:
@@ -98,16 +136,87 @@ class Subscribe:
     if TYPE_CHECKING:
         max_subscriptions: ClassVar[int]
 
+        max_queue_bytes: ClassVar[int]
+
+        @property
+        def sockets(self) -> SocketsManager: ...  # noqa: D102  # WsPathMixin's
         @property
         def channels(self) -> Channels: ...  # noqa: D102  # WsPathMixin's
         @property
         def websocket(self) -> Websocket: ...  # noqa: D102  # WsPathMixin's
 
     @ws_rpc(ordered=True, reply_first=True)
-    async def ws_rpc_subscribe(self, payload: Subscription) -> dict[str, dict[str, list[str]]]:
-        """Subscribe to events of a channel; answers all that this socket is subscribed to."""
+    async def ws_rpc_subscribe(self, payload: Subscription) -> dict[str, Any]:
+        """Subscribe to events of a channel; answers all that this socket is subscribed to.
+
+        Where the channel has a history, it answers the position from which messages come. With a position, it answers
+        the messages since then, or that they cannot be given and why.
+        """
+        topic = self.sockets.topic_of(payload.channel)
+        before = self.channels.get_subscribed(self.websocket).get(payload.channel, [])
         await listen(self.channels, self.websocket, payload.channel, payload.event, self.max_subscriptions)
-        return {"subscribed": self.channels.get_subscribed(self.websocket)}
+        try:
+            found = await self._find_missed(topic, payload, before) if topic else {}
+        except BaseException:
+            if (payload.event or "*") not in before:
+                self.channels.discard(payload.channel, payload.event or "*", self.websocket)
+            raise
+        return {"subscribed": self.channels.get_subscribed(self.websocket), **found}
+
+    async def _find_missed(self, topic: Topic, payload: Subscription, before: list[str]) -> dict[str, Any]:
+        """What a subscriber is told beside its subscriptions; what it is given here does not come again."""
+        found: dict[str, Any] = {}
+        if topic.history is not None:
+            found = await self._recover(topic.history, payload, before)
+        elif payload.position is not None:
+            found = {"recovered": False, "reason": "none", "messages": []}
+        if topic.snapshot is not None and not found.get("recovered"):
+            found["snapshot"] = await topic.snapshot(**(topic.match(payload.channel) or {}))
+        return found
+
+    async def _recover(self, history: History, payload: Subscription, before: list[str]) -> dict[str, Any]:
+        page = await self.sockets.recover(payload.channel, history, payload.position, PAGE_LIMIT)
+        reason = page.status if page.status not in ("top", "ok") else None
+        if sum(len(entry.data) for entry in page.entries) > self.max_queue_bytes // 2:
+            reason = "limit"
+        is_new, is_old = Pattern(payload.event or "*"), [Pattern(event) for event in before]
+        messages = [Message.unpack(payload.channel, entry) for entry in page.entries if reason is None]
+        given = {message.position for message in messages if is_new.matches(message.event)}
+
+        def is_unwanted(message: Message) -> bool:
+            """It is in the answer, or was published before this subscription is in force."""
+            if message.channel != payload.channel or message.before is None or message.before.epoch != page.top.epoch:
+                return False
+            is_early = message.before.offset < page.top.offset
+            return message.position in given or (is_early and not any(old.matches(message.event) for old in is_old))
+
+        self.websocket.discard(is_unwanted)
+        found: dict[str, Any] = {"position": str(page.top)}
+        if payload.position is not None:
+            found["recovered"] = reason is None
+            found |= {"reason": reason} if reason else {}
+            found["messages"] = [readable(message) for message in messages if message.position in given]
+        return found
+
+    @ws_rpc
+    async def ws_rpc_history(self, payload: Query) -> dict[str, Any]:
+        """Read messages of a channel that are kept; answers them, the last position, and whether there are more."""
+        topic = self.sockets.topic_of(payload.channel)
+        if topic is None or topic.history is None:
+            raise InvalidParams({"channel": "the channel has no history"})
+        page = await self.sockets.read(
+            payload.channel, topic.history, limit=payload.limit, since=payload.since, reverse=payload.reverse
+        )
+        messages: list[dict[str, Any]] = []
+        size = 0
+        for entry in page.entries:
+            size += len(entry.data)
+            if messages and size > self.max_queue_bytes // 2:
+                break
+            messages.append(readable(Message.unpack(payload.channel, entry)))
+        found: dict[str, Any] = {"messages": messages, "position": str(page.top)}
+        found["more"] = page.status == "more" or len(messages) < len(page.entries)
+        return found if page.status in ("ok", "more") else {**found, "reason": page.status}
 
     @ws_rpc(ordered=True)
     async def ws_rpc_unsubscribe(self, payload: Subscription) -> dict[str, dict[str, list[str]]]:
@@ -125,3 +234,9 @@ class Subscribe:
 
         self.websocket.discard(is_unwanted)
         return {"subscribed": self.channels.get_subscribed(self.websocket)}
+
+
+def readable(message: Message) -> dict[str, Any]:
+    """A kept message as the members of one that comes live."""
+    data = from_json(message.data)  # unlike orjson's, it keeps numbers of any size
+    return {"channel": message.channel, "event": message.event, "data": data, "position": message.position}

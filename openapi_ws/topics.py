@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from string import Formatter
 from typing import Any
 
@@ -33,14 +33,15 @@ class Topic:
     In *address*, ``{room}`` stands for one or more visible ASCII characters other than ``:`` and the one that follows
     it. *params* gives types to parameters, whose values have one spelling each: the channel ``order:07`` is none of
     ``order:{number}`` with ``{"number": int}``. *data* is the type of what all events carry; or *events* names the
-    events that there are, each with its type. *doc* says to users of the API what the channels are for.
+    events that there are, each with its type. *snapshot* loads what a client begins with when it subscribes. *doc* says
+    to users of the API what the channels are for.
 
     Raises:
         SetupError: one of these is not as it should be; the message says which.
     """
 
     __slots__ = ("_literals", "_names", "_payloads", "address", "doc", "history", "params", "payloads", "presence",
-                 "publish")  # fmt: skip
+                 "publish", "snapshot")  # fmt: skip
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Topic:
         history: History | None = None,
         presence: bool = False,
         publish: bool = False,
+        snapshot: Callable[..., Awaitable[Any]] | None = None,
         doc: str | None = None,
     ) -> None:
         self.address = address
@@ -70,6 +72,8 @@ class Topic:
         """Clients may ask who is here."""
         self.publish = publish
         """Clients may publish."""
+        self.snapshot = snapshot
+        """``await snapshot(**params)`` is what a client begins with: the state that the messages then change."""
         self.doc = doc or ""
         """What the channels are for."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Iterable
 
+from openapi_ws.history import History, Page, Position
 from openapi_ws.manager import SocketsManager
 from openapi_ws.protocol import Message
+from openapi_ws.topics import Topic
 from openapi_ws.websocket import Websocket
 
 __all__ = ["LocalBroker"]
@@ -18,17 +20,29 @@ class LocalBroker(SocketsManager):
     Messages arrive in the order in which they were published.
     """
 
-    def __init__(self, latency: float = 0.0) -> None:
+    def __init__(self, latency: float = 0.0, topics: Iterable[Topic] = ()) -> None:
+        super().__init__(topics)
         self.latency = latency
-        """Seconds that each publish, subscribe and unsubscribe takes; 0 hands messages on at once."""
+        """Seconds that each publish, subscribe, unsubscribe and read takes; 0 hands messages on at once."""
 
-    async def publish(
-        self, channel: str, event: str | None, data: Any = None, *, exclude: Websocket | None = None
-    ) -> None:
-        """Publish as `SocketsManager.publish` does, *latency* seconds later."""
-        message = Message.of(channel, event, data)
+    async def emit(self, message: Message, *, exclude: Websocket | None = None) -> None:
+        """Take *latency* seconds before."""
         await self._travel()
-        await self.channels.deliver(message, exclude=exclude)
+        await super().emit(message, exclude=exclude)
+
+    async def append(
+        self, message: Message, history: History, *, key: str | None = None, exclude: Websocket | None = None
+    ) -> Position:
+        """Take *latency* seconds before."""
+        await self._travel()
+        return await super().append(message, history, key=key, exclude=exclude)
+
+    async def recover(
+        self, channel: str, history: History, since: Position | None, limit: int, *, partial: bool = False
+    ) -> Page:
+        """Take *latency* seconds before."""
+        await self._travel()
+        return await super().recover(channel, history, since, limit, partial=partial)
 
     async def subscribe(self, channel: str) -> None:
         """Take *latency* seconds."""
