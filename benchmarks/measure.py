@@ -7,24 +7,26 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from .entries import Entry
-from .workloads import Workload
+from .entries import Wire
+from .peers import HOST
+from .places import ROOT, Place
+from .workloads import Cell, Options, Workload
 
-ROOT = Path(__file__).parent.parent
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 START_TIMEOUT = 30
 """Seconds that a server has to answer its first handshake."""
 ENOUGH = 0.9
 """Share of its core that a busy server must have owned."""
-TRIES = 3
-FIRST_ID = "10000000"
+ID_SIZE = 8
+"""Digits of an id."""
 
 Sample = dict[str, Any]
+"""What ``wsload.c`` prints."""
 
 
 class SampleError(Exception):
@@ -44,87 +46,96 @@ def pinned(core: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], path: str) -> Iterator[tuple[int, int]]:
+def serving(command: list[str], path: str, environment: dict[str, str]) -> Iterator[tuple[int, int]]:
     """Run a server, which inherits its listening socket; its port and process id, once it answers a handshake."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        os.set_inheritable(listener.fileno(), True)
-        port, words = listener.getsockname()[1], [word.replace("FD", str(listener.fileno())) for word in command]
+    with tempfile.TemporaryFile("w+") as log, socket.create_server((HOST, 0), backlog=1024) as listener:
+        port, number = listener.getsockname()[1], listener.fileno()
         with pinned(SERVER_CORE):
-            process = subprocess.Popen(words, cwd=ROOT, pass_fds=[listener.fileno()], stderr=subprocess.PIPE, text=True)
-    try:
-        shake_hands(port, path, process)
-        yield port, process.pid
-    finally:
-        process.kill()
-        process.communicate()
+            process = subprocess.Popen(
+                [*command[:-1], str(number), command[-1]], cwd=ROOT, env=os.environ | environment,
+                pass_fds=[number], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        listener.close()
+        try:
+            shake_hands(port, path)
+            yield port, process.pid
+        except SampleError as exc:
+            log.seek(0)
+            raise SampleError(f"{exc}: {log.read()[-500:].strip()}") from None
+        finally:
+            process.kill()
+            process.wait()
 
 
-def shake_hands(port: int, path: str, process: subprocess.Popen[str]) -> None:
+def shake_hands(port: int, path: str) -> None:
     """Return when the server has answered a handshake."""
     request = (
-        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     answer = b""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), START_TIMEOUT) as client:
+    with contextlib.suppress(OSError), socket.create_connection((HOST, port), START_TIMEOUT) as client:
         client.sendall(request.encode())
         answer = client.recv(4096)
     if not answer.startswith(b"HTTP/1.1 101"):
-        process.kill()
-        raise SampleError(f"no handshake: {answer[:80]!r} {process.communicate()[1][-500:]}")
+        raise SampleError(f"no handshake, but {answer[:80]!r}")
 
 
-def sample(
-    load: Path, python: str, entry: Entry, workload: Workload, options: dict[str, int | float], seconds: float
-) -> Sample:
-    """Measure one cell once, or again while its server did not own its core."""
+def sample(place: Place, cell: Cell, workload: Workload, *, warm: float, seconds: float, tries: int) -> Sample:
+    """Measure a cell once, or up to *tries* times as long as its server did not own its core.
+
+    Raises:
+        SampleError: the server did not start, or not all clients could connect.
+    """
     best: Sample = {}
-    for _ in range(TRIES if workload.is_busy and len(CORES) > 1 else 1):
-        figures = _sample(load, python, entry, workload, options, seconds)
+    for _ in range(tries if workload.is_busy and len(CORES) > 1 else 1):
+        figures = sample_once(place, cell, workload, warm, seconds)
         if not best or figures["server_share"] > best["server_share"]:
             best = figures
-        if best["server_share"] >= ENOUGH:
+        if best["bad"] or best["server_share"] >= ENOUGH:
             break
     return best
 
 
-def _sample(
-    load: Path, python: str, entry: Entry, workload: Workload, options: dict[str, int | float], seconds: float
-) -> Sample:
-    command = [python, "-m", f"benchmarks.peers.{entry.module}", "FD", *(["uvloop"] if entry.uvloop else [])]
-    if entry.module.endswith(".js"):
-        command = ["node", str(ROOT / "benchmarks" / "peers" / entry.module), "FD"]
-    path = entry.paths.get(workload.kind, "/")
-    with serving(command, path) as (port, pid):
-        words = [workload.mode, f"port={port}", f"pid={pid}", f"path={path}", f"seconds={seconds}"]
-        words += [f"{key}={value}" for key, value in options.items()] + list(said(entry, workload, options))
+def sample_once(place: Place, cell: Cell, workload: Workload, warm: float, seconds: float) -> Sample:
+    """Measure a cell."""
+    entry, path = cell.entry, cell.entry.paths.get(workload.kind, "/")
+    command, environment = place.command(entry)
+    with serving(command, path, environment) as (port, pid):
+        words = [f"port={port}", f"pid={pid}", f"path={path}", f"seconds={seconds}", f"warm={warm}"]
+        words += [f"{key}={value}" for key, value in cell.options.items() if key != "own"]
+        words += said(entry.wire, workload, cell.options)
         with pinned(LOAD_CORE):
-            done = subprocess.run([load, *words], capture_output=True, text=True, timeout=180, check=False)
+            done = subprocess.run(
+                [place.load, workload.mode, *words], capture_output=True, text=True, timeout=180, check=False
+            )
     if done.returncode:
-        raise SampleError(f"{entry.name}, {workload.name}: {done.stderr.strip()}")
+        raise SampleError(done.stderr.strip())
     figures: Sample = json.loads(done.stdout)
     return figures
 
 
-def said(entry: Entry, workload: Workload, options: dict[str, int | float]) -> Iterator[str]:
-    """What the clients of a workload say to a server."""
-    wire, pad = entry.wire, "x" * (workload.size - len(FIRST_ID))
-    acks = wire.acks or 0
+def said(wire: Wire, workload: Workload, options: Options) -> Iterator[str]:
+    """What the clients of a workload say, and what they want to hear."""
+    pad = "x" * (workload.size - ID_SIZE)
     if wire.hello:
         yield f"hello={wire.hello}"
     if workload.kind != "fanout":
         yield f"message={wire.slow if workload.kind == 'slow' else wire.call}"
         yield f"expect={wire.answer}"
-        if wire.acks is not None:
-            yield f"acks={acks}"
+        yield f"acks={wire.acks}"
         return
     yield f"hello={wire.subscribe}"
-    yield f"extra={wire.other}"
-    yield f"message={wire.publish.replace('%PAD', pad)}"
-    yield f"expect={wire.message.replace('%PAD', pad)}"
-    yield f"answered={int(wire.is_answered)}"
+    yield f"extra={wire.other.replace('%OTHER', 'other-%CONN-%N' if options.get('own') else 'other-%N')}"
+    yield f"acks={wire.acks + 1 + options.get('extras', 0)}"
     if wire.hello:
         yield f"publisher={wire.hello}"
-    if wire.acks is not None:
-        yield f"acks={acks + 1 + int(options.get('extras', 0))}"
-        yield f"publisher_acks={acks}"
+    yield f"publisher_acks={wire.acks}"
+    yield f"message={wire.publish.replace('%PAD', pad)}"
+    yield f"expect={wire.message.replace('%PAD', pad)}"
+
+
+def faults(figures: Sample) -> str:
+    """What was wrong with the answers; nothing if all were right."""
+    wrong = [f"{figures[name]} {name}" for name in ("bad", "missing", "dead") if figures[name]]
+    return ", ".join(wrong) + (f": {figures['bad_sample']}" if figures["bad_sample"] else "")

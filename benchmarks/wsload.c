@@ -16,7 +16,7 @@
  *     path            of the handshake
  *     conns window rate stalled warm seconds
  *     message         template of a call, or of a publication
- *     expect          must be in each answer, or in each message
+ *     expect          must be in each answer; of a message, must follow its id
  *     hello           sent when connected; may be repeated: each waits for one frame from the server
  *     extra extras    template of more of these, and how many
  *     acks            frames that come before a connection is ready, if not one for each of those
@@ -232,20 +232,25 @@ static void note_latency(double seconds) {
     latencies[latency_count++] = seconds;
 }
 
-/* The first number of eight digits, 0 if there is none. */
-static uint32_t id_in(const uint8_t *p, size_t n) {
+/* The last eight digits of the first number that has as many; 0 if none has. Socket.IO writes a packet's type before an
+ * id. *after* is where the number ends. */
+static uint32_t id_in(const uint8_t *p, size_t n, size_t *after) {
     uint32_t id = 0;
     int digits = 0;
-    for (size_t i = 0; i <= n; i++) {
-        if (i < n && p[i] >= '0' && p[i] <= '9') { id = id * 10 + (p[i] - '0'); digits++; }
-        else if (digits == 8) return id;
+    size_t i;
+    for (i = 0; i < n; i++) {
+        if (p[i] >= '0' && p[i] <= '9') { id = id % 10000000 * 10 + (p[i] - '0'); digits++; }
+        else if (digits >= 8) break;
         else id = digits = 0;
     }
-    return 0;
+    *after = i;
+    return digits >= 8 ? id : 0;
 }
 
-static void on_message(struct conn *c, const uint8_t *p, size_t n, uint32_t id) {
-    if (id != c->due) note_bad(p, n);
+static void on_message(struct conn *c, const uint8_t *p, size_t n) {
+    size_t after, size = strlen(o.expect);
+    uint32_t id = id_in(p, n, &after);
+    if (id != c->due || n - after < size || memcmp(p + after, o.expect, size)) note_bad(p, n);
     c->due = id + 1;
     if (measuring) replies++;
     if (id >= FIRST_ID && id < publisher->next && !--left[id % RING]) {
@@ -257,12 +262,9 @@ static void on_message(struct conn *c, const uint8_t *p, size_t n, uint32_t id) 
 static void on_text(struct conn *c, const uint8_t *p, size_t n) {
     if (n == 1 && *p == '2') { put_frame(c, 1, "3", 1); return; } /* Engine.IO's ping */
     if (c->state == GREETING) { c->acked++; greet(c); return; }
-    uint32_t id = id_in(p, n);
-    if (c->role == SUBSCRIBER) {
-        if (memmem(p, n, o.expect, strlen(o.expect))) on_message(c, p, n, id);
-        else note_bad(p, n);
-        return;
-    }
+    if (c->role == SUBSCRIBER) { on_message(c, p, n); return; }
+    size_t after;
+    uint32_t id = id_in(p, n, &after);
     if (id < FIRST_ID || id >= c->next || !c->outstanding) { note_bad(p, n); return; }
     if (c->role == PUBLISHER) { c->outstanding--; return; } /* its clock stops when the last subscriber has it */
     if (!c->sent_at[id % RING] || !memmem(p, n, o.expect, strlen(o.expect))) { note_bad(p, n); return; }
