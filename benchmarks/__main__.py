@@ -18,6 +18,8 @@ from .workloads import WORKLOADS, Cell, Workload
 
 TRIES = 3
 """Samples of one cell in one round, at most."""
+SPARE = 100
+"""Files that a process has open beside its sockets."""
 
 
 def say(text: str) -> None:
@@ -33,7 +35,9 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, help="samples of each cell; 5, and 3 of the short form")
     parser.add_argument("--seconds", type=float, help="that a sample takes; 1.0, and 0.3 of the short form")
-    parser.add_argument("--only", default="", help=f"workloads, or how their names begin: {', '.join(WORKLOADS)}")
+    parser.add_argument(
+        "--only", default="", help=f"workloads, or their names before the hyphen: {', '.join(WORKLOADS)}"
+    )
     parser.add_argument("--peers", default="", help=f"entries: {', '.join(ENTRIES)}")
     parser.add_argument(
         "--quick",
@@ -52,9 +56,9 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace) -> tuple[list[Workload], list[Entry]]:
     """What is measured, and of whom."""
-    names = tuple(name for name in options.only.split(",") if name)
+    names = [name for name in options.only.split(",") if name]
     peers = [name for name in options.peers.split(",") if name]
-    workloads = [w for w in WORKLOADS.values() if (not names or w.name.startswith(names))]
+    workloads = [w for w in WORKLOADS.values() if not names or {w.name, w.name.partition("-")[0]} & set(names)]
     entries = [e for e in ENTRIES.values() if not peers or e.name in peers]
     if options.quick:
         workloads = [replace(w, entries=w.quick) for w in workloads if w.quick]
@@ -121,21 +125,30 @@ def show(workload: Workload, rounds: list[Round], entries: dict[str, Entry]) -> 
         print("  ".join((first.ljust(widths[0]), *padded)), flush=True)
 
 
+def descriptors() -> float:
+    """How many files a process may open, after asking for all that it may have."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return math.inf if most == resource.RLIM_INFINITY else most
+
+
 def run(place: Place, options: argparse.Namespace) -> list[str]:
     """Measure what the command line asks for; what this library answered wrongly."""
     workloads, wanted = chosen(options)
     if len(CORES) == 1:
         say("one core, or none can be chosen: server and load share it, and ratios are less than they could be")
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if scarce := [workload.name for workload in workloads if workload.sockets + SPARE > descriptors()]:
+        say(f"left out: {', '.join(scarce)}: not enough file descriptors, see ulimit -Hn")
+        workloads = [workload for workload in workloads if workload.name not in scarce]
     used = {name for workload in workloads for name in workload.entries}
     entries = {entry.name: entry for entry in place.prepare([entry for entry in wanted if entry.name in used])}
     session = Session(place, rounds=options.rounds, seconds=options.seconds, is_quick=options.quick)
+    about = {} if options.quick else report.machine(place)
     for workload in workloads:
         rounds = session.measure(workload, entries)
         show(workload, rounds, entries)
         if not options.quick:
-            report.save(workload, rounds, report.machine(place))
+            report.save(workload, rounds, {**about, "left_out": place.left_out})
     return session.wrong
 
 

@@ -92,7 +92,7 @@ def sample(place: Place, cell: Cell, workload: Workload, *, warm: float, seconds
         figures = sample_once(place, cell, workload, warm, seconds)
         if not best or figures["server_share"] > best["server_share"]:
             best = figures
-        if best["bad"] or best["server_share"] >= ENOUGH:
+        if not best["replies"] or best["bad"] or best["server_share"] >= ENOUGH:
             break
     return best
 
@@ -107,7 +107,11 @@ def sample_once(place: Place, cell: Cell, workload: Workload, warm: float, secon
         words += said(entry.wire, workload, cell.options)
         with pinned(LOAD_CORE):
             done = subprocess.run(
-                [place.load, workload.mode, *words], capture_output=True, text=True, timeout=180, check=False
+                [place.load, workload.mode, *words],
+                capture_output=True,
+                text=True,
+                timeout=120 + 2 * seconds,
+                check=False,
             )
     if done.returncode:
         raise SampleError(done.stderr.strip())

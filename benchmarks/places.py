@@ -153,15 +153,14 @@ class Place:
         return [str(python), "-m", f"benchmarks.peers.{entry.module}", loop], {}
 
     def versions(self) -> dict[str, str]:
-        """Of all that took part."""
+        """Of all that can take part, by environment."""
         found = {}
-        for folder in sorted(VENVS.glob("3.*/bin")) if self.own else [Path(sys.executable).parent]:
-            python = folder / "python"
-            prefix = run(python, "-c", "import platform; print(platform.python_version())").strip()
-            installed = json.loads(run(python, "-m", "pip", "list", "--format", "json"))
-            found[f"Python {prefix}"] = ", ".join(
-                f"{p['name']} {p['version']}" for p in installed if is_named(p["name"])
-            )
+        for folder in sorted(VENVS.glob("3.*")):
+            python, owner = folder / "bin" / "python", folder.name.partition("-")[2]
+            version = run(python, "-c", "import platform; print(platform.python_version())").strip()
+            packages = json.loads(run(python, "-m", "pip", "list", "--format", "json"))
+            named = [f"{package['name']} {package['version']}" for package in packages if is_named(package["name"])]
+            found[f"Python {version}{f' of {owner}' if owner else ''}"] = ", ".join(named)
         for package in NODE_MODULES.glob("ws/package.json"):
             found[f"Node.js {run('node', '--version').strip()}"] = f"ws {json.loads(package.read_text())['version']}"
         return found

@@ -36,12 +36,11 @@ def machine(place: Place) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "commit": commit,
         "versions": place.versions(),
-        "left_out": place.left_out,
     }
 
 
 def save(workload: Workload, rounds: list[Round], about: dict[str, Any]) -> None:
-    """Write the samples of a workload."""
+    """Write the samples of a workload, and what they depend on."""
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"workload": workload.name, **about, "rounds": rounds}, indent=1)
     (RESULTS / f"{workload.name}.json").write_text(text + "\n")
@@ -85,11 +84,12 @@ def targets(saved: dict[str, dict[str, Any]]) -> list[list[str]]:
 def write() -> None:
     """Write the tables of all that was saved."""
     saved = load()
-    parts = ["# Results", "Written by `python -m benchmarks`; not by hand. [What the figures mean](../README.md)."]
+    note = "Written by `python -m benchmarks`, not by hand. [What the figures mean](../README.md)."
+    parts = ["# Results", note, "<!-- results -->"]
     rows = targets(saved)
     if rows:
         head = ["target", "must", "aim", "figure", "the same by rate", "reached"]
-        parts += ["## Targets", "Medians of the rounds, with the least and the greatest.", table(head, rows)]
+        parts += ["## Targets", "Judged by CPU where there is a ratio by CPU.", table(head, rows)]
     for name, results in saved.items():
         workload, rounds = WORKLOADS[name], results["rounds"]
         head = [f"{len(rounds)} rounds", *(COLUMNS[column].title for column in workload.columns)]
@@ -103,7 +103,10 @@ def described(saved: dict[str, dict[str, Any]]) -> list[str]:
     """The machine and the versions; a workload that was measured elsewhere is said to be so."""
     groups: dict[str, list[str]] = {}
     for name, results in saved.items():
-        facts = [f"- {results['cpu']}, {results['cores']} cores, {results['kernel']}; openapi_ws {results['commit']}"]
+        facts = [
+            f"- {results['cpu']}, {results['cores']} cores, {results['kernel']}, "
+            f"load {results['load']:.1f} at the start; openapi_ws {results['commit']}"
+        ]
         facts += [f"- {name}: {versions}" for name, versions in results["versions"].items()]
         facts += [f"- left out: {title}: {reason}" for title, reason in results["left_out"].items()]
         groups.setdefault("\n".join(facts), []).append(f"{name} ({results['date']})")

@@ -73,6 +73,11 @@ class Workload:
             for label, (variant, options) in zip(row, self.variants.items(), strict=True)
         ]
 
+    @property
+    def sockets(self) -> int:
+        """The most that there are at once."""
+        return max((self.options | options)["conns"] for options in self.variants.values())
+
     def is_served_by(self, entry: Entry) -> bool:
         """The entry can be asked this."""
         wire = entry.wire
