@@ -107,6 +107,7 @@ FASTAPI_RPC = Wire(
 
 APART = {"fanout": "/fanout"}
 KINDS = ("echo", "slow", "fanout")
+UVLOOP = ("uvloop==0.23.0",)
 UVICORN = ("uvicorn==0.54.0", "websockets==17.4")
 ANCESTORS_NEEDS = ("simplejson<4", "python-dateutil<3", "email-validator<2", "PyYAML", "click", "SQLAlchemy[asyncio]<3")
 
@@ -115,10 +116,17 @@ ENTRIES = {
     for entry in (
         Entry("raw", "raw aiohttp", "aiohttp_raw", ECHOED, {"echo": "/echo", **APART}),
         Entry("json", "aiohttp, json by hand", "aiohttp_raw", LOOSE, dict.fromkeys(KINDS, "/json")),
+        Entry(
+            "raw-uvloop", "raw aiohttp, uvloop", "aiohttp_raw", ECHOED, {"echo": "/echo", **APART},
+            requires=UVLOOP, uvloop=True,
+        ),
+        Entry(
+            "raw-py313", "raw aiohttp, Python 3.13", "aiohttp_raw", ECHOED, {"echo": "/echo", **APART}, python="3.13",
+        ),
         Entry("openapi_ws", "openapi_ws", "ours", HOUSE),
         Entry("jsonrpc", "openapi_ws, JSON-RPC 2.0", "ours", JSONRPC),
         Entry("all", "openapi_ws, everything on", "ours", HOUSE, dict.fromkeys(KINDS, "/all")),
-        Entry("uvloop", "openapi_ws, uvloop", "ours", HOUSE, requires=("uvloop==0.23.0",), uvloop=True),
+        Entry("uvloop", "openapi_ws, uvloop", "ours", HOUSE, requires=UVLOOP, uvloop=True),
         Entry("py313", "openapi_ws, Python 3.13", "ours", HOUSE, python="3.13"),
         Entry(
             "aio-openapi", "aio-openapi", "aio_openapi", ANCESTOR,

@@ -113,8 +113,8 @@ def sample_once(place: Place, cell: Cell, workload: Workload, warm: float, secon
                 timeout=120 + 2 * seconds,
                 check=False,
             )
-    if done.returncode:
-        raise SampleError(done.stderr.strip())
+        if done.returncode:
+            raise SampleError(done.stderr.strip())
     figures: Sample = json.loads(done.stdout)
     return figures
 

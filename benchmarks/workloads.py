@@ -9,6 +9,7 @@ from .entries import Entry
 Options = dict[str, int]
 """Of ``wsload.c``; and ``own``, 1 where each socket subscribes to other channels than the next."""
 
+RAW = ("raw", "raw-uvloop", "raw-py313")
 OURS = ("openapi_ws", "jsonrpc", "all", "uvloop", "py313")
 QUICK = ("raw", "openapi_ws")
 RPC_PEERS = ("aio-openapi", "socketio", "fastapi-rpc", "fastapi", "websockets", "picows", "node-ws")
@@ -91,7 +92,7 @@ ECHO = Workload(
     "echo",
     "echo",
     {"conns": 50, "window": 16},
-    ("raw", "json", *OURS, *RPC_PEERS),
+    (*RAW, "json", *OURS, *RPC_PEERS),
     quick=("raw", "openapi_ws", "jsonrpc", "all"),
 )
 FANOUT = Workload(
@@ -100,7 +101,7 @@ FANOUT = Workload(
     "fanout",
     "fanout",
     {"conns": 1000, "window": 2},
-    ("raw", *OURS, *FANOUT_PEERS),
+    (*RAW, *OURS, *FANOUT_PEERS),
     size=128,
     quick=QUICK,
 )

@@ -265,7 +265,12 @@ static void on_message(struct conn *c, const uint8_t *p, size_t n) {
 
 static void on_text(struct conn *c, const uint8_t *p, size_t n) {
     if (n == 1 && *p == '2') { put_frame(c, 1, "3", 1); return; } /* Engine.IO's ping */
-    if (c->state == GREETING) { c->acked++; greet(c); return; }
+    if (c->state == GREETING) {
+        if (memmem(p, n, "\"error\"", 7)) note_bad(p, n);
+        c->acked++;
+        greet(c);
+        return;
+    }
     if (c->role == SUBSCRIBER) { on_message(c, p, n); return; }
     size_t after;
     uint32_t id = id_in(p, n, &after);
