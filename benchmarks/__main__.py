@@ -98,7 +98,7 @@ class Session:
             figures, wrong = {}, str(exc)
         if not wrong:
             samples[cell.label] = figures
-            say(f"  {cell.title:44} {figures['rate']:>12,.0f}/s {figures['cpu_us']:8.2f} µs  {notes(figures)}")
+            say(f"  {cell.title:44} {absolute(workload, figures)}; {notes(figures)}")
             return True
         say(f"  {cell.title:44} WRONG: {wrong}")
         if cell.entry.is_ours:
@@ -106,6 +106,13 @@ class Session:
         else:
             self.place.left_out[name] = wrong
         return False
+
+
+def absolute(workload: Workload, figures: dict[str, float]) -> str:
+    """The figures of one sample that need no other."""
+    columns = [COLUMNS[name] for name in workload.columns if not COLUMNS[name].is_relative]
+    values = [(column, column.of(figures, figures)) for column in columns]
+    return ", ".join(f"{column.form.format(value)} {column.title}" for column, value in values if value is not None)
 
 
 def notes(figures: dict[str, float]) -> str:
