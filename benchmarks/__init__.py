@@ -1,0 +1,1 @@
+"""openapi_ws beside its peers, in one run, as ratios to raw aiohttp: ``python -m benchmarks``, see README.md."""
