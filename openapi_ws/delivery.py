@@ -121,7 +121,8 @@ class Delivery:
         dialect = websocket.push_dialect or websocket.dialect
         messages = (Message.unpack(channel, entry) for entry in page.entries)
         frames = [text_frame(dialect.message(m)) for m in messages if self.channels.hears(websocket, m)]
-        return Caught(frames, None if page.status != "more" and since == page.top else since, gap)
+        # Nothing awaits between this look and the moment from which the client gets live messages again.
+        return Caught(frames, None if since == self.here(channel, history) else since, gap)
 
     # -- the broker: override to make one's own ---------------------------------------------------------------
 
@@ -156,6 +157,10 @@ class Delivery:
         there, has all messages once. *limit* and *partial* are those of `Log.recover`.
         """
         return self.memory.log(channel, history).recover(since, limit, self.memory.now(), partial=partial)
+
+    def here(self, channel: str, history: History) -> Position | None:
+        """The position up to which all has been delivered here; None while that is not known."""
+        return self.memory.log(channel, history).top
 
     async def read(
         self, channel: str, history: History, *, limit: int, since: Position | None = None, reverse: bool = False
