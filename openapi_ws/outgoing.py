@@ -12,10 +12,10 @@ from aiohttp.abc import AbstractStreamWriter
 
 from .frames import text_frame
 from .history import Position
-from .link import waiting
 from .metrics import Metrics
 from .outbox import Outbox, SlowConsumer
 from .protocol import HOUSE, Dialect, Message, Notice
+from .transport import waiting
 
 __all__ = ["Backlog", "Caught", "Outgoing"]
 
