@@ -11,6 +11,7 @@ The caller's: answered with its code and message, never logged above debug::
     │   └── CannotSubscribe          raised by a broker
     ├── UnknownChannel      -32004   topics are declared, and it is of none of them
     ├── LimitExceeded       -32005
+    ├── TooLarge            -32007
     ├── Conflict            -32009
     ├── CallTimedOut        -32008
     ├── CallCancelled       -32013
@@ -51,6 +52,7 @@ __all__ = [
     "ParseError",
     "RpcError",
     "SetupError",
+    "TooLarge",
     "UnknownChannel",
 ]
 
@@ -197,6 +199,13 @@ class BrokerUnavailable(RpcError):
         super().__init__(-32012, "Broker unavailable")
         self.reason = reason
         self.may_have_run = may_have_run
+
+
+class TooLarge(RpcError):
+    """The message has more bytes than the broker carries."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(-32007, f"At most {limit} bytes")
 
 
 class InternalError(RpcError):

@@ -94,9 +94,9 @@ class Link:
         """
         await self._subscriptions.subscribe(channel)
 
-    async def unsubscribe(self, channel: bytes) -> None:
+    def unsubscribe(self, channel: bytes) -> None:
         """Return at once; the server hears of it with the next batch, messages may come until then."""
-        await self._subscriptions.unsubscribe(channel)
+        self._subscriptions.unsubscribe(channel)
 
     async def run(self, *args: Argument) -> Any:
         """The reply to one command; commands run in the order in which they were asked for.

@@ -100,7 +100,7 @@ class Subscriptions:
                 if channel not in self._live and channel not in self._missed:
                     self._reconsider(channel, is_wanted=False)
 
-    async def unsubscribe(self, channel: bytes) -> None:
+    def unsubscribe(self, channel: bytes) -> None:
         """Return at once; the server hears of it with the next batch, messages may come until then."""
         self._missed.discard(channel)
         self._reconsider(channel, is_wanted=False)
