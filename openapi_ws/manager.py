@@ -16,6 +16,7 @@ from aiohttp import web
 
 from .delivery import Delivery
 from .metrics import Metrics
+from .outgoing import Flusher
 from .websocket import Websocket
 
 __all__ = ["SocketsManager", "Websocket", "WsHandlerType"]
@@ -90,6 +91,11 @@ class SocketsManager(Delivery):
     def metrics(self) -> Metrics:
         """What this process has counted."""
         return Metrics()
+
+    @cached_property
+    def flusher(self) -> Flusher:
+        """What hands to the transports what was sent in one turn of the loop."""
+        return Flusher()
 
     @cached_property
     def sockets(self) -> set[Websocket]:
