@@ -47,6 +47,7 @@ class Collector:
         yield _counter("closes", "Sockets that are gone, by close code.", metrics.closes, "code")
         yield _counter("calls", "Calls ended: ok, gone, or the code of the error.", metrics.calls, "method", "outcome")
         yield _counter("dropped", "Messages and answers that did not reach whom they were for.", dropped, "reason")
+        yield _counter("lagged", "Times that a client had to catch up in a history.", {(): metrics.lagged})
         yield _gauge("queued_bytes", "Bytes that wait for clients to read.", queued, "bytes")
         yield _gauge("loop_lag_seconds", "Delay of the event loop when it last looked.", metrics.lag, "seconds")
         yield _gauge("channels", "Channels that somebody listens to.", len(manager.channels))

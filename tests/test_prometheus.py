@@ -30,6 +30,7 @@ AT_REST = {
     "dropped_total reason=closed": 0,
     "dropped_total reason=notification": 0,
     "dropped_total reason=broker": 0,
+    "lagged_total": 0,
     "queued_bytes": 0,
     "channels": 0,
     "subscriptions": 0,
