@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-import orjson
-
-from .errors import ChannelCallbackError, EncodeError, InvalidParams
+from .callbacks import Callbacks, CallbackType, is_cancelled
+from .errors import EncodeError, InvalidParams
 from .frames import text_frame
 from .patterns import Pattern
-from .protocol import Dialect, Message
+from .protocol import Dialect, Message, Notice
 from .websocket import Websocket
 
 __all__ = ["Channel", "Channels", "Event"]
 
 logger = logging.getLogger(__name__)
 
-CallbackType = Callable[[str, str, Any], Awaitable[Any]]
-"""Server code that listens: ``await callback(channel, event, data)``."""
 Listener = Websocket | CallbackType
 
 BREATH = 16 * 1024
@@ -109,6 +106,11 @@ class Channel:
                 del self._events[name]
                 self._patterns.pop(name, None)
 
+    def clients(self) -> Iterable[Websocket]:
+        """The clients on any of the events, each once."""
+        listeners = (listener for event in self._events.values() for listener in event.callbacks)
+        return dict.fromkeys(listener for listener in listeners if isinstance(listener, Websocket))
+
     def listeners(self, event: str) -> Collection[Listener]:
         """Who gets *event*, each once however many of its patterns match."""
         matching = [found for found in self._patterns.values() if found.pattern.matches(event)]
@@ -145,6 +147,7 @@ class Channels:
         self._channels: dict[str, Channel] = {}
         self._subscribed: dict[Listener, dict[str, dict[str, _Entry]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._callbacks = Callbacks(self._tasks, self.remove)
         self._published = 0
         self._retries: dict[str, asyncio.TimerHandle] = {}
 
@@ -165,6 +168,11 @@ class Channels:
     def get(self, channel_name: str) -> Channel | None:
         """The channel, if anybody listens to it."""
         return self._channels.get(channel_name)
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """Messages that reached nobody, since they were none, and those that did not reach callbacks that lag."""
+        return {"broker": self.dropped, "callbacks": self._callbacks.dropped}
 
     def info(self) -> dict[str, dict[str, int]]:
         """How many listen, by channel and event."""
@@ -284,7 +292,7 @@ class Channels:
                         await self.sockets.unsubscribe(channel.name)
                         channel.is_live = False
                 except (Exception, asyncio.CancelledError) as error:
-                    if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    if isinstance(error, asyncio.CancelledError) and is_cancelled():
                         raise
                     if not channel.is_live:
                         return error if isinstance(error, Exception) else RuntimeError(f"broker: {error!r}")
@@ -341,9 +349,26 @@ class Channels:
 
     async def deliver(self, message: Message, *, exclude: Websocket | None = None) -> None:
         """Hand *message* to all who listen. Clients are never waited for; callbacks of server code are."""
+        if callbacks := self._fan_out(message, exclude):
+            await self._callbacks.call(callbacks, message)
+        await self._breathe(len(message.data))
+
+    def post(self, message: Message, *, exclude: Websocket | None = None) -> None:
+        """Hand *message* to all who listen, without waiting for anybody: what a broker's reader does."""
+        if callbacks := self._fan_out(message, exclude):
+            self._callbacks.post(callbacks, message)
+
+    def tell(self, channel_name: str, notice: Notice) -> None:
+        """Send *notice* to all clients on a channel."""
+        channel = self._channels.get(channel_name)
+        for websocket in channel.clients() if channel is not None else ():
+            websocket.notify(notice)
+
+    def _fan_out(self, message: Message, exclude: Websocket | None) -> list[CallbackType]:
+        """Hand *message* to the clients who listen; the callbacks that are left."""
         channel = self._channels.get(message.channel)
         if channel is None:
-            return
+            return []
         frames: dict[Dialect, bytes] = {}
         callbacks: list[CallbackType] = []
         for listener in channel.listeners(message.event):
@@ -355,9 +380,7 @@ class Channels:
                 if frame is None:
                     frame = frames[dialect] = text_frame(dialect.message(message))
                 listener.push(frame, message)
-        if callbacks:
-            await self._call(callbacks, message)
-        await self._breathe(len(message.data))
+        return callbacks
 
     async def _breathe(self, size: int) -> None:
         """Let the loop turn where much is published at once.
@@ -372,29 +395,3 @@ class Channels:
 
     def _new_tick(self) -> None:
         self._published = 0
-
-    async def _call(self, callbacks: list[CallbackType], message: Message) -> None:
-        data = orjson.loads(message.data)
-
-        async def call(callback: CallbackType) -> None:
-            try:
-                await callback(message.channel, message.event, data)
-            except ChannelCallbackError:
-                self.remove(callback)
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                    raise
-                logger.exception("callback of channel %r failed and is taken off", message.channel)
-                self.remove(callback)
-
-        calls = [asyncio.get_running_loop().create_task(call(callback)) for callback in callbacks]
-        for task in calls:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        await asyncio.wait(calls)  # who is cancelled in a wait does not take along what it waits for
-
-
-def _is_cancelled() -> bool:
-    """Somebody has asked the running task to end; a CancelledError without that comes from within."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -107,21 +107,25 @@ class Delivery:
         await self.emit(message, exclude=exclude)
         return None
 
-    async def backlog(self, websocket: Websocket, channel: str, since: Position) -> Caught:
+    async def backlog(self, websocket: Websocket, channel: str, since: Position, size: int) -> Caught:
         """The next messages after *since* for a client that lags, as `Outgoing` asks for them."""
         history = self.history_of(channel)
         if history is None or channel not in self.channels.get_subscribed(websocket):
             return Caught([], None)
         page = await self.recover(channel, history, since, PAGE, partial=True)
-        gap = None
-        if page.status in ("ok", "more"):
-            since = page.entries[-1].position if page.entries else since
-        else:
+        gap, frames = None, list[bytes]()
+        if page.status not in ("ok", "more"):
             since, gap = page.top, gap_notice(channel, reason=page.status)
         dialect = websocket.push_dialect or websocket.dialect
-        messages = (Message.unpack(channel, entry) for entry in page.entries)
-        frames = [text_frame(dialect.message(m)) for m in messages if self.channels.hears(websocket, m)]
-        return Caught(frames, None if page.status != "more" and since == page.top else since, gap)
+        for entry in page.entries:
+            message, since = Message.unpack(channel, entry), entry.position
+            if self.channels.hears(websocket, message):
+                frames.append(text_frame(dialect.message(message)))
+                size -= len(frames[-1])
+            if size <= 0:
+                break
+        # Nothing awaits between this look and the moment from which the client gets live messages again.
+        return Caught(frames, None if since == self.here(channel, history) else since, gap)
 
     # -- the broker: override to make one's own ---------------------------------------------------------------
 
@@ -156,6 +160,10 @@ class Delivery:
         there, has all messages once. *limit* and *partial* are those of `Log.recover`.
         """
         return self.memory.log(channel, history).recover(since, limit, self.memory.now(), partial=partial)
+
+    def here(self, channel: str, history: History) -> Position | None:
+        """The position up to which all has been delivered here; None while that is not known."""
+        return self.memory.log(channel, history).top
 
     async def read(
         self, channel: str, history: History, *, limit: int, since: Position | None = None, reverse: bool = False
