@@ -327,6 +327,7 @@ class Outgoing:
         if self.close_code is None:
             dialect = self.push_dialect or self.dialect
             notice = [] if caught.gap is None else [text_frame(dialect.notice(caught.gap))]
+            self._allow(max(map(len, caught.frames), default=0))
             self._write(notice + caught.frames)
 
     def _tell_missed(self, outbox: Outbox) -> None:
