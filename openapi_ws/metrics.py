@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, Protocol
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "Named"]
 
 
 class Named(Protocol):
