@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import random
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis_server import RedisServer
+from redis_server import Proxy, RedisServer
 
 from openapi_ws.brokers.fleet import Fleet
 from openapi_ws.brokers.store import Store
@@ -42,7 +43,9 @@ async def store(redis_server: RedisServer) -> AsyncIterator[Store]:
     client = Redis.from_url(redis_server.url)
     fleet = Fleet(client, on_message=lambda *_: None, on_lost=lambda _: None, timeout=5)
     await fleet.start()
-    yield Store(fleet, "p", timeout=5, max_message_bytes=1 << 20)
+    store = Store(fleet, "p", timeout=5, max_message_bytes=1 << 20)
+    yield store
+    await store.stop()
     await fleet.stop()
     await client.aclose()
 
@@ -167,7 +170,7 @@ class Walk:
 
 
 async def test_redis_answers_as_a_log_in_memory_would(store: Store, redis_server: RedisServer) -> None:
-    """Publish, keys used again, trim, expire, lose everything, fail over, read both ways: 10,000 steps, same answers."""
+    """Publish, use keys again, trim, expire, lose all, fail over, read both ways: 10,000 steps, the same answers."""
     walk = Walk(store, redis_server, random.Random(SEED))
     try:
         await walk.go(STEPS)
@@ -178,3 +181,28 @@ async def test_redis_answers_as_a_log_in_memory_would(store: Store, redis_server
         await walk.redis.aclose()
     assert set(walk.answers) == {"top", "ok", "more", "epoch", "fork", "trimmed", "limit"}, "a walk that misses much"
     assert min(walk.answers.values()) > STEPS / 250, walk.answers
+
+
+async def test_a_read_is_shared_only_by_those_who_asked_before_it_was_sent(
+    store: Store, redis_server: RedisServer, redis_proxy: Proxy
+) -> None:
+    """One that is on its way has not seen what was published since, and whoever comes now is not pushed it either."""
+    client = Redis.from_url(redis_proxy.url)
+    fleet = Fleet(client, on_message=lambda *_: None, on_lost=lambda _: None, timeout=5)
+    await fleet.start()
+    slow = Store(fleet, "p", timeout=5, max_message_bytes=1 << 20)
+    since = await store.append(Message.of("a", "e", 1), HISTORY)
+    await slow.recover("a", since, 300)  # Redis knows the script from now on
+    redis_server.ask("CONFIG", "RESETSTAT")
+    redis_proxy.delay = 0.2
+    early = [asyncio.create_task(slow.recover("a", since, 300)) for _ in range(5)]
+    while "cmdstat_evalsha" not in redis_server.ask("INFO", "commandstats"):
+        await asyncio.sleep(0)
+    position = await store.append(Message.of("a", "e", 2), HISTORY)
+    late = [asyncio.create_task(slow.recover("a", since, 300)) for _ in range(5)]
+    assert {page.top for page in await asyncio.gather(*early)} == {since}
+    assert {page.top for page in await asyncio.gather(*late)} == {position}
+    assert redis_server.ask("INFO", "commandstats")["cmdstat_evalsha"]["calls"] == 3  # with that of the second append
+    await slow.stop()
+    await fleet.stop()
+    await client.aclose()
