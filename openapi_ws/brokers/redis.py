@@ -355,5 +355,7 @@ def _up_to(here: Position, page: Page) -> Page:
     if page.top.offset <= here.offset:
         return page
     entries = tuple(entry for entry in page.entries if entry.position.offset <= here.offset)
-    is_all = not entries or entries[-1].position == here
-    return Page("ok" if is_all else "more", here, entries)
+    last = entries[-1].position if entries else here
+    if last.offset == here.offset and last != here:
+        return Page("fork", here)  # Redis went back in time, and this process does not know of it yet
+    return Page("ok" if last == here else "more", here, entries)
