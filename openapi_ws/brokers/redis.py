@@ -34,8 +34,6 @@ HEALERS = 64
 """Channels whose missed messages are read at the same time."""
 SPREAD = 0.2
 """Seconds within which the channels of a lost connection begin to be read, so that not all are at once."""
-SILENCE = 40.0
-"""Seconds without a message until a channel with history is compared with Redis: the last one may have been lost."""
 
 
 class _Feed:
@@ -65,6 +63,10 @@ class RedisBroker(SocketsManager):
 
     max_message_bytes: int = 1024 * 1024
     """Bytes of a message; a larger one is refused when it is published, and dropped when it comes."""
+
+    silence: float = 40.0
+    """Seconds without a message until a channel with history is compared with Redis: the last one may have been lost;
+    up to 15 % more."""
 
     def __init__(
         self,
@@ -131,6 +133,8 @@ class RedisBroker(SocketsManager):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._store is not None:
+            await self._store.stop()
         if self._fleet is not None:
             await self._fleet.stop()
         if self._owns_client:
@@ -303,6 +307,9 @@ class RedisBroker(SocketsManager):
                     page = await self.store.recover(feed.channel, follower.position, PAGE, partial=True)
                 except BrokerUnavailable:
                     page = None
+                except Exception:  # whatever Redis says: who listens must not stay without messages for ever
+                    logger.exception("what was missed on %r cannot be read, tried again", feed.channel)
+                    page = None
             if page is None:
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # nothing secret
                 pause = min(1.0, 2 * pause)
@@ -317,9 +324,9 @@ class RedisBroker(SocketsManager):
         """See from time to time that no last message was lost, after which nothing comes that would show the gap."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(SILENCE * random.uniform(0.1, 0.15))  # noqa: S311  # nothing secret
+            await asyncio.sleep(self.silence * random.uniform(0.1, 0.15))  # noqa: S311  # nothing secret
             for feed in tuple(self._feeds.values()):
-                if feed.follower is not None and loop.time() - feed.heard > SILENCE:
+                if feed.follower is not None and loop.time() - feed.heard > self.silence:
                     feed.heard = loop.time()
                     feed.follower.suspect()
                     self._heal_soon(feed, random.uniform(0, SPREAD))  # noqa: S311  # nothing secret
@@ -348,5 +355,7 @@ def _up_to(here: Position, page: Page) -> Page:
     if page.top.offset <= here.offset:
         return page
     entries = tuple(entry for entry in page.entries if entry.position.offset <= here.offset)
-    is_all = not entries or entries[-1].position == here
-    return Page("ok" if is_all else "more", here, entries)
+    last = entries[-1].position if entries else here
+    if last.offset == here.offset and last != here:
+        return Page("fork", here)  # Redis went back in time, and this process does not know of it yet
+    return Page("ok" if last == here else "more", here, entries)
