@@ -99,6 +99,15 @@ class Store:
 
         return await self._in_time(attempt)
 
+    async def has_history(self, channel: str) -> bool:
+        """Whether somebody keeps a history of *channel*, or has asked for it."""
+        meta = self.key("m", channel)
+
+        async def attempt(_: bool) -> bool:
+            return bool(await self._links.of(meta).run("EXISTS", meta))
+
+        return await self._in_time(attempt)
+
     async def recover(self, channel: str, since: Position | None, limit: int, *, partial: bool = False) -> Page:
         """What Redis has after *since*, as `Log.recover` says it; who asks for the same at the same time shares it."""
         return await self._read(RECOVER, channel, since, limit, int(partial))
