@@ -10,12 +10,15 @@ from .errors import (
     InvalidParams,
     RpcError,
     SetupError,
+    UnknownChannel,
 )
+from .history import History, Position
 from .manager import SocketsManager, WsHandlerType
 from .outbox import conflate, disconnect, drop_oldest
 from .path import WsPathMixin
 from .pubsub import Publish, Subscribe
 from .rpc import ws_rpc
+from .topics import Topic
 from .websocket import Websocket
 
 __all__ = [
@@ -26,13 +29,17 @@ __all__ = [
     "Channels",
     "EncodeError",
     "Event",
+    "History",
     "InvalidParams",
     "LocalBroker",
+    "Position",
     "Publish",
     "RpcError",
     "SetupError",
     "SocketsManager",
     "Subscribe",
+    "Topic",
+    "UnknownChannel",
     "Websocket",
     "WsHandlerType",
     "WsPathMixin",

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from .delivery import Delivery
 from .metrics import Metrics
+from .outgoing import Flusher
 from .websocket import Websocket
 
 __all__ = ["SocketsManager", "Websocket", "WsHandlerType"]
@@ -92,6 +93,11 @@ class SocketsManager(Delivery):
         return Metrics()
 
     @cached_property
+    def flusher(self) -> Flusher:
+        """What hands to the transports what was sent in one turn of the loop."""
+        return Flusher()
+
+    @cached_property
     def sockets(self) -> set[Websocket]:
         """The clients connected to this process."""
         return set()
@@ -139,8 +145,7 @@ class SocketsManager(Delivery):
     def server_info(self) -> dict[str, Any]:
         """Figures of this process: connections, listeners by channel and event, and all that was counted."""
         info = self.metrics.info()
-        if self.channels.dropped:
-            info["dropped"]["broker"] = self.channels.dropped
+        info["dropped"] |= {reason: count for reason, count in self.channels.losses.items() if count}
         return {
             "connections": len(self.sockets),
             "channels": self.channels.info(),
