@@ -57,7 +57,7 @@ def texts(messages: list[dict[str, Any]]) -> list[str]:
     return [message["data"]["text"] for message in messages]
 
 
-@pytest.fixture(params=["at once", "after a while", "redis"])
+@pytest.fixture(params=["at once", "after a while", "redis", "cluster"])
 async def manager(request: pytest.FixtureRequest) -> AsyncIterator[SocketsManager]:
     match request.param:
         case "at once":
@@ -65,8 +65,9 @@ async def manager(request: pytest.FixtureRequest) -> AsyncIterator[SocketsManage
         case "after a while":
             yield LocalBroker(0.001, TOPICS)
         case _:
-            server = request.getfixturevalue("redis_server")
-            broker = RedisBroker(server.url, topics=TOPICS)
+            is_cluster = request.param == "cluster"
+            server = request.getfixturevalue("redis_cluster" if is_cluster else "redis_server")
+            broker = RedisBroker(server.cluster_url if is_cluster else server.url, topics=TOPICS)
             await broker.start()
             yield broker
             await broker.stop()

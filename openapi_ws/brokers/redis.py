@@ -18,9 +18,10 @@ from openapi_ws.protocol import Message
 from openapi_ws.topics import Topic
 from openapi_ws.websocket import Websocket
 
+from .address import connect
+from .cluster import fleet_of
 from .fleet import Fleet
 from .store import Store, parse
-from .wire import Redis
 
 __all__ = ["RedisBroker"]
 
@@ -52,9 +53,9 @@ class _Feed:
 class RedisBroker(SocketsManager):
     """A manager whose messages reach the clients of all processes that use the same Redis and *prefix*.
 
-    *url* is ``redis://``, ``rediss://`` or ``unix://``; or *client* is a `redis.asyncio.Redis` of one's own, e.g. of a
-    master that Sentinel names, or a `redis.asyncio.RedisCluster`, of which address, credentials and TLS are used. Write
-    ``RedisBroker.for_app(app, url=…, topics=[…])``.
+    *url* is one of `openapi_ws.brokers.address.connect`; or *client* is a `redis.asyncio.Redis` of one's own, e.g. of a
+    master that Sentinel names, or a `redis.asyncio.RedisCluster`, of which addresses, credentials and TLS are used.
+    Write ``RedisBroker.for_app(app, url=…, topics=[…])``.
 
     A message on a channel with history is kept and published in one step. Where one may have been missed, what is
     missing is read once for all clients of this process, who notice nothing, or are told by a ``gap`` notice that it
@@ -80,12 +81,11 @@ class RedisBroker(SocketsManager):
         super().__init__(topics)
         if (url is None) == (client is None):
             raise SetupError('write RedisBroker.for_app(app, url="redis://localhost"), or client=… instead of the url')
-        if not prefix or "{" in prefix:
-            raise SetupError("a prefix of keys is some text without {")
         self.timeout = timeout
         """Seconds that Redis has to answer."""
-        self._client: Any = client if client is not None else Redis.from_url(str(url))
-        self._owns_client = client is None
+        self._client: Any
+        self._own: list[Any]
+        self._client, self._own = (client, []) if url is None else connect(url, timeout=timeout)
         self._prefix = prefix
         self._feeds: dict[bytes, _Feed] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -113,7 +113,7 @@ class RedisBroker(SocketsManager):
 
     async def start(self) -> None:
         """Connect; where Redis does not answer yet, go on trying, with `ready` false until it does."""
-        self._fleet = Fleet(
+        self._fleet = fleet_of(
             self._client,
             on_message=self._on_message,
             on_lost=self._on_lost,
@@ -137,8 +137,8 @@ class RedisBroker(SocketsManager):
             await self._store.stop()
         if self._fleet is not None:
             await self._fleet.stop()
-        if self._owns_client:
-            await self._client.aclose()
+        for client in self._own:
+            await client.aclose()
 
     # -- what is published ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from openapi_ws.errors import BrokerUnavailable, TooLarge
+from openapi_ws.errors import BrokerUnavailable, SetupError, TooLarge
 from openapi_ws.history import IDEMPOTENCY_TTL, META_TTL, Entry, History, Page, Position, check_key
 from openapi_ws.protocol import Message
 
@@ -53,6 +53,8 @@ class Store:
     """
 
     def __init__(self, links: Links, prefix: str, *, timeout: float, max_message_bytes: int) -> None:
+        if not prefix or "{" in prefix:
+            raise SetupError("a prefix of keys is some text without {")
         self._links, self._prefix = links, prefix
         self._timeout, self._limit = timeout, max_message_bytes
         self._publish = b"SPUBLISH" if links.is_sharded else b"PUBLISH"
@@ -79,12 +81,11 @@ class Store:
     async def emit(self, message: Message, **members: Any) -> None:
         """Publish what nobody keeps. What may be out already is not published again."""
         channel, packed = self.channel(message.channel), self._pack(message, members)
-        link = self._links.of(channel)
 
         async def attempt(may_have_run: bool) -> None:
             if may_have_run:
                 raise BrokerUnavailable("the reply to PUBLISH was lost", may_have_run=True)
-            await link.run(self._publish, channel, LIVE + packed)
+            await self._links.of(channel).run(self._publish, channel, LIVE + packed)
 
         await self._in_time(attempt)
 
@@ -93,16 +94,26 @@ class Store:
         if key is not None:
             check_key(key)
         channel, nonce = message.channel, secrets.token_hex(8)
-        keys = [self.key("m", channel), self.key("s", channel), self.key("i", channel, f":{key or ''}")]
+        meta = self.key("m", channel)
+        # A key that does not exist would make a cluster refuse the script as long as it moves the slot.
+        keys = [meta, self.key("s", channel), meta if key is None else self.key("i", channel, f":{key}")]
         args: list[Argument] = [
             self._pack(message, members), history.size, _ms(history.ttl), _ms(META_TTL), self.channel(channel),
             self._publish, secrets.token_hex(8), nonce, _ms(IDEMPOTENCY_TTL) if key is not None else 0,
         ]  # fmt: skip
-        link = self._links.of(keys[0])
 
         async def attempt(may_have_run: bool) -> Position:
-            _, position = await link.evaluate(PUBLISH, keys, [*args, int(may_have_run)])
+            _, position = await self._links.of(meta).evaluate(PUBLISH, keys, [*args, int(may_have_run)])
             return _parsed(position)
+
+        return await self._in_time(attempt)
+
+    async def has_history(self, channel: str) -> bool:
+        """Whether somebody keeps a history of *channel*, or has asked for it."""
+        meta = self.key("m", channel)
+
+        async def attempt(_: bool) -> bool:
+            return bool(await self._links.of(meta).run("EXISTS", meta))
 
         return await self._in_time(attempt)
 
@@ -138,9 +149,8 @@ class Store:
         keys = [self.key("m", channel), self.key("s", channel)]
         place: tuple[Argument, ...] = (since.epoch, since.offset, since.nonce) if since else ("", 0, "")
         args: list[Argument] = [*place, limit, _ms(META_TTL), secrets.token_hex(8), flag]
-        link = self._links.of(keys[0])
         try:
-            return _page(await self._in_time(lambda _: link.evaluate(script, keys, args)))
+            return _page(await self._in_time(lambda _: self._links.of(keys[0]).evaluate(script, keys, args)))
         finally:
             del self._sent[key]
 
