@@ -14,6 +14,7 @@ from .errors import (
 from .manager import SocketsManager, WsHandlerType
 from .outbox import conflate, disconnect, drop_oldest
 from .path import WsPathMixin
+from .presence import Presence
 from .pubsub import Publish, Subscribe
 from .rpc import ws_rpc
 from .websocket import Websocket
@@ -28,6 +29,7 @@ __all__ = [
     "Event",
     "InvalidParams",
     "LocalBroker",
+    "Presence",
     "Publish",
     "RpcError",
     "SetupError",

@@ -128,11 +128,13 @@ class SocketsManager(Delivery):
     async def departed(self) -> None:
         """Return when the last departure has ended; each has its bounds, so a cancellation waits for them, too."""
         cancelled = None
-        while self._departures:
+        while departures := {*self._departures, *self.roster.departures}:
             try:
-                await asyncio.wait(self._departures)
+                await asyncio.wait(departures)
             except asyncio.CancelledError as error:
                 cancelled = error
+        self.roster.close()
+        self.rolls.close()
         if cancelled is not None:
             raise cancelled
 
