@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Delivery"]
 
+USER = "@user"
+"""The channel that a message to one user is said to come on; there is no such channel."""
 PAGE = 50
 """Messages that a client which lags is given at once."""
 
@@ -65,12 +67,12 @@ class Delivery:
         """The topic of *channel*, or None where no topics are declared.
 
         Raises:
-            UnknownChannel: topics are declared, and it is of none of them.
+            UnknownChannel: topics are declared, and it is of none of them; or it is `USER`.
         """
-        if not len(self.topics):
+        if not len(self.topics) and channel != USER:
             return None
         topic = self.topics.find(channel)
-        if topic is None:
+        if topic is None or channel == USER:
             raise UnknownChannel
         return topic
 

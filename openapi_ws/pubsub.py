@@ -235,14 +235,15 @@ class Subscribe:
         """End a subscription; answers what is left of them."""
         self.websocket.flush()  # what was published before goes out before the answer
         await self.channels.unregister(payload.channel, payload.event, self.websocket)
-        heard: dict[tuple[str, str], bool] = {}
+        heard: dict[str, bool] = {}
 
         def is_unwanted(message: Message) -> bool:
+            if message.channel != payload.channel:
+                return False
             # Asked once for all messages of an event: thousands may wait.
-            event = message.channel, message.event
-            if event not in heard:
-                heard[event] = self.channels.hears(self.websocket, message)
-            return not heard[event]
+            if message.event not in heard:
+                heard[message.event] = self.channels.hears(self.websocket, message)
+            return not heard[message.event]
 
         self.websocket.discard(is_unwanted)
         return {"subscribed": self.channels.get_subscribed(self.websocket)}

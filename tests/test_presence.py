@@ -1,8 +1,9 @@
-"""Who is here: clients shown to each other."""
+"""Who is here: clients shown to each other, and one user reached on all of its connections."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -125,14 +126,14 @@ async def test_a_page_that_is_loaded_anew_is_no_news(serve: Serve, manager: Sock
 
 
 async def test_a_clean_close_leaves_at_once(serve: Serve, manager: SocketsManager) -> None:
-    """Nobody waits for who says goodbye, however long the linger is."""
+    """Nobody waits for who says goodbye, however long the linger is; nor for who is told to stay away."""
 
     class Patient(Stream):
         member_linger = 1000.0
 
     served = await serve(Patient, manager)
     bob = await come(served, "bob")
-    for code in (1000, 4503):
+    for code in (1000, None):
         ada = await come(served, "ada")
         if code is not None:
             await ada.ws.close(code=code)
@@ -294,6 +295,66 @@ async def test_a_notice_comes_in_the_dialect_of_the_client(serve: Serve, manager
     await client.send({"jsonrpc": "2.0", "id": 1, "method": "subscribe", "params": ["room:a"]})
     assert (await client.receive())["id"] == 1
     assert (await client.receive())["method"] == "rpc.join"
+
+
+# -- one user -------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_reaches_all_connections_of_one_user(serve: Serve, manager: SocketsManager) -> None:
+    """In the dialect of each, subscribed or not, and nobody else."""
+    served = await serve(Stream, manager)
+    ada, tab, bob = [await served.connect(f"/stream?user={user}") for user in ("ada", "ada", "bob")]
+    await tab.send({"jsonrpc": "2.0", "id": 1, "method": "exit", "params": ["room:a"]})
+    assert (await tab.receive())["id"] == 1
+    assert await manager.send_to("ada", "mail", {"from": "bob"}) == 2
+    message = {"channel": "@user", "event": "mail", "data": {"from": "bob"}}
+    assert await ada.receive() == message
+    assert await tab.receive() == {"jsonrpc": "2.0", "method": "rpc.message", "params": message}
+    assert await manager.send_to("eve", "mail") == 0
+    await bob.call("exit", "room:a")
+    assert not bob.pushed
+
+
+async def test_what_is_sent_to_a_user_outlives_its_subscriptions(serve: Serve, manager: SocketsManager) -> None:
+    """To unsubscribe from a channel takes back nothing that was sent to the user."""
+    served = await serve(Stream, manager)
+    ada = await come(served, "ada")
+    (websocket,) = manager.sockets
+    websocket.hold()
+    await manager.send_to("ada", "mail")
+    await ada.call("unsubscribe", {"channel": "room:a"})
+    websocket.release()
+    assert await ada.message() == {"channel": "@user", "event": "mail", "data": None}
+
+
+async def test_all_connections_of_one_user_are_closed(serve: Serve, manager: SocketsManager) -> None:
+    """With the code and the reason given; a code that no frame may carry closes nobody."""
+    served = await serve(Stream, manager)
+    ada, tab, bob = [await served.connect(f"/stream?user={user}") for user in ("ada", "ada", "bob")]
+    with pytest.raises(ValueError, match="1005"):
+        await manager.close(identity="ada", code=1005)
+    assert await manager.close(identity="ada", code=4100, reason="moved") == 2
+    assert [await ada.closed(), await tab.closed()] == [4100, 4100]
+    await bob.call("exit", "room:a")
+    await until(lambda: len(manager.sockets) == 1)
+    assert await manager.close(identity="ada") == 0
+
+
+@pytest.mark.parametrize("topics", [[], [Topic("@{name}", publish=True)]], ids=["open", "declared"])
+async def test_nobody_speaks_on_the_channel_of_one_user(serve: Serve, topics: list[Topic]) -> None:
+    """``@user`` is no channel that anybody subscribes or publishes to: what comes on it comes from the server."""
+    served = await serve(Stream, SocketsManager(topics))
+    client = await served.connect()
+    for method in ("subscribe", "publish"):
+        assert (await client.error(method, {"channel": "@user"}))["code"] == -32004
+
+
+def test_an_order_that_is_none_is_an_error() -> None:
+    """A broker that hears nonsense learns that it is."""
+    manager: Any = SocketsManager()
+    for order in (b"", b"[]", b"{}", b'{"op": "sing", "identity": "ada"}', b'{"op": "send", "identity": "ada"}'):
+        with pytest.raises(ValueError, match=r".+"):
+            manager.obey(order)
 
 
 def test_the_type_of_what_is_said_is_read_when_the_view_is_made() -> None:
