@@ -15,7 +15,7 @@ html_static_path = ["_static"]
 myst_heading_anchors = 3
 
 default_role = "py:obj"
-autodoc_mock_imports = ["prometheus_client"]  # of an extra, whose names are not described here
+autodoc_mock_imports = ["prometheus_client", "redis"]  # of extras, whose names are not described here
 autodoc_member_order = "bysource"
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -23,7 +23,7 @@ toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore_regex = [
     # Other projects' names: linking them needs their inventories, and the build needs no network.
-    ("py:.*", r"(_?asyncio|aiohttp|collections|contextvars|prometheus_client|pydantic|pydantic_core|types)\..*"),
+    ("py:.*", r"(_?asyncio|aiohttp|collections|contextvars|prometheus_client|pydantic|pydantic_core|redis|types)\..*"),
     # Names in signatures that nobody writes: a type variable, and what one module asks of another.
     ("py:class", r"openapi_ws\.(rpc\.Function|channels\.Source|calls\.View|websocket\.Activity)"),
     # Constants, which are not public; the pages give their figures.

@@ -133,20 +133,23 @@ class Delivery:
         if topic is not None and topic.presence:
             await self.roster.enter(websocket, channel)
 
-    async def backlog(self, websocket: Websocket, channel: str, since: Position) -> Caught:
+    async def backlog(self, websocket: Websocket, channel: str, since: Position, size: int) -> Caught:
         """The next messages after *since* for a client that lags, as `Outgoing` asks for them."""
         history = self.history_of(channel)
         if history is None or channel not in self.channels.get_subscribed(websocket):
             return Caught([], None)
         page = await self.recover(channel, history, since, PAGE, partial=True)
-        gap = None
-        if page.status in ("ok", "more"):
-            since = page.entries[-1].position if page.entries else since
-        else:
+        gap, frames = None, list[bytes]()
+        if page.status not in ("ok", "more"):
             since, gap = page.top, gap_notice(channel, reason=page.status)
         dialect = websocket.push_dialect or websocket.dialect
-        messages = (Message.unpack(channel, entry) for entry in page.entries)
-        frames = [text_frame(dialect.message(m)) for m in messages if self.channels.hears(websocket, m)]
+        for entry in page.entries:
+            message, since = Message.unpack(channel, entry), entry.position
+            if self.channels.hears(websocket, message):
+                frames.append(text_frame(dialect.message(message)))
+                size -= len(frames[-1])
+            if size <= 0:
+                break
         # Nothing awaits between this look and the moment from which the client gets live messages again.
         return Caught(frames, None if since == self.here(channel, history) else since, gap)
 

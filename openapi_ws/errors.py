@@ -11,10 +11,12 @@ The caller's: answered with its code and message, never logged above debug::
     │   └── CannotSubscribe          raised by a broker
     ├── UnknownChannel      -32004   topics are declared, and it is of none of them
     ├── LimitExceeded       -32005
+    ├── TooLarge            -32007
     ├── Conflict            -32009
     ├── CallTimedOut        -32008
     ├── CallCancelled       -32013
     ├── Draining            -32014
+    ├── BrokerUnavailable   -32012   not the caller's fault, but the caller's to try again
     └── InternalError       -32603   what a caller sees of our fault, and no more
 
 Ours: any other exception. It is logged once with its traceback and an *error_id*, and the caller is answered
@@ -33,6 +35,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "BrokerUnavailable",
     "CallCancelled",
     "CallTimedOut",
     "CannotPublish",
@@ -49,6 +52,7 @@ __all__ = [
     "ParseError",
     "RpcError",
     "SetupError",
+    "TooLarge",
     "UnknownChannel",
 ]
 
@@ -182,6 +186,26 @@ class Draining(RpcError):
 
     def __init__(self) -> None:
         super().__init__(-32014, "Server is draining")
+
+
+class BrokerUnavailable(RpcError):
+    """The broker did not answer in time, or is not connected. *reason* is for logs, not for the caller.
+
+    With *may_have_run* the command was written, and its reply was lost: whether it ran, nobody knows. Otherwise it did
+    not run.
+    """
+
+    def __init__(self, reason: str = "", *, may_have_run: bool = False) -> None:
+        super().__init__(-32012, "Broker unavailable")
+        self.reason = reason
+        self.may_have_run = may_have_run
+
+
+class TooLarge(RpcError):
+    """The message has more bytes than the broker carries."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(-32007, f"At most {limit} bytes")
 
 
 class InternalError(RpcError):

@@ -12,10 +12,10 @@ from aiohttp.abc import AbstractStreamWriter
 
 from .frames import text_frame
 from .history import Position
-from .link import waiting
 from .metrics import Metrics
 from .outbox import Outbox, SlowConsumer
 from .protocol import HOUSE, Dialect, Message, Notice
+from .transport import waiting
 
 __all__ = ["Backlog", "Caught", "Outgoing"]
 
@@ -42,8 +42,8 @@ class Caught(NamedTuple):
 class Backlog(Protocol):
     """What reads on in channels with history."""
 
-    async def backlog(self, websocket: Any, channel: str, since: Position) -> Caught:
-        """The next messages of *channel* after *since*. What is published later comes as ever."""
+    async def backlog(self, websocket: Any, channel: str, since: Position, size: int) -> Caught:
+        """The next messages of *channel* after *since*: of *size* bytes, or one. Later ones come as ever."""
 
 
 class Outgoing:
@@ -279,7 +279,7 @@ class Outgoing:
         if self.backlog is None:
             return
         try:
-            caught = await self.backlog.backlog(self, channel, since)
+            caught = await self.backlog.backlog(self, channel, since, self._high)
         except Exception as error:
             logger.warning("%s cannot catch up in %r, tried again in %s s: %r", self, channel, RETRY, error)
             await asyncio.sleep(RETRY)

@@ -16,7 +16,6 @@ from .calls import Calls
 from .channels import Channels
 from .errors import SetupError
 from .frames import text_frame
-from .link import tune
 from .manager import DEPARTURE_TIMEOUT, SocketsManager
 from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
@@ -26,6 +25,7 @@ from .pubsub import listen
 from .pulse import Pulse
 from .reader import LOST, NO_STATUS, Reader
 from .rpc import Method, methods_of
+from .transport import tune
 from .websocket import CLOSE_TIMEOUT, Websocket
 
 __all__ = ["WsPathMixin"]

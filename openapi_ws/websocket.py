@@ -12,13 +12,13 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from .frames import close_frame, ping_frame, pong_frame
-from .link import Activity, waiting
 from .members import Attendee
 from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
 from .outgoing import POLL, Outgoing
 from .protocol import Notice
 from .pulse import FORCED_RECONNECT, End, Ping, Pulse, Warn
+from .transport import Activity, waiting
 
 __all__ = ["Websocket"]
 

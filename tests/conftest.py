@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from redis_server import Proxy, RedisCluster3, RedisServer, binary
 
 from openapi_ws import SocketsManager, Websocket, WsPathMixin
 
@@ -216,3 +217,66 @@ def living() -> Callable[[], tuple[int, int]]:
         return sum(isinstance(o, WsPathMixin) for o in objects), sum(isinstance(o, Websocket) for o in objects)
 
     return count
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """One server for all tests that do it no harm."""
+    if binary() is None:
+        skip("no redis-server")
+    server = RedisServer()
+    try:
+        server.launch()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """A server that is empty, and not to be killed."""
+    shared_redis.ask("FLUSHALL")
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server with AOF to kill, freeze and restart."""
+    if binary() is None:
+        skip("no redis-server")
+    server = RedisServer(appendonly="yes", appendfsync="everysec")
+    try:
+        server.launch()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[RedisCluster3]:
+    """One cluster for all tests that do it no harm."""
+    if binary() is None:
+        skip("no redis-server")
+    cluster = RedisCluster3()
+    try:
+        cluster.launch()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def redis_cluster(shared_cluster: RedisCluster3) -> RedisCluster3:
+    """A cluster of three masters, each empty, none to be killed."""
+    for server in shared_cluster.servers:
+        server.ask("FLUSHALL")
+    return shared_cluster
+
+
+@pytest.fixture
+async def redis_proxy(redis_server: RedisServer) -> AsyncIterator[Proxy]:
+    """Links to the shared server that fail on request."""
+    proxy = Proxy(redis_server.port)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
