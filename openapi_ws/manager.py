@@ -18,7 +18,7 @@ from aiohttp import web
 from .delivery import USER, Delivery
 from .frames import close_frame, text_frame
 from .metrics import Metrics
-from .protocol import Dialect, Message
+from .protocol import VERSION, Dialect, Message
 from .websocket import Websocket
 
 __all__ = ["SocketsManager", "Websocket", "WsHandlerType"]
@@ -176,8 +176,7 @@ class SocketsManager(Delivery):
             BrokerUnavailable: the broker cannot be reached.
         """
         message = Message.of(USER, event, data)
-        order = {"op": "send", "identity": identity, "event": message.event, "data": message.data.decode()}
-        return await self.spread(orjson.dumps(order))
+        return await self._order("send", identity, event=message.event, data=message.data.decode())
 
     async def close(self, *, identity: str, code: int = KICKED, reason: str = "kicked") -> int | None:
         """Close all clients of one *identity*, in whichever process they are; how many, or None as `send_to`.
@@ -189,7 +188,10 @@ class SocketsManager(Delivery):
             BrokerUnavailable: the broker cannot be reached.
         """
         close_frame(code, reason)  # a wrong code is refused here, not in the other processes
-        return await self.spread(orjson.dumps({"op": "close", "identity": identity, "code": code, "reason": reason}))
+        return await self._order("close", identity, code=code, reason=reason)
+
+    async def _order(self, op: str, identity: str, **members: Any) -> int | None:
+        return await self.spread(orjson.dumps({"v": VERSION, "op": op, "identity": identity, **members}))
 
     async def spread(self, order: bytes) -> int | None:
         """Let every process `obey` *order*: a broker overrides it; to how many sockets, None if nobody can know."""
@@ -203,6 +205,8 @@ class SocketsManager(Delivery):
         """
         said = orjson.loads(order)
         try:
+            if said["v"] != VERSION:
+                raise ValueError(f"unknown version {said['v']!r}")
             websockets = tuple(self._owned.get(said["identity"], ()))
             if said["op"] == "send":
                 _push(websockets, Message(USER, said["event"], said["data"].encode()))

@@ -133,6 +133,10 @@ class Roster:
         if self._diffs and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(WINDOW, self._tell_all)
 
+    def doubt(self, channel: str) -> None:
+        """Tell those present in *channel* to ask who is: they may not have been told of all changes."""
+        self._tell(channel, Notice("presence", orjson.dumps({"channel": channel})))
+
     def _tell_all(self) -> None:
         self._timer = None
         diffs, self._diffs = self._diffs, {}
