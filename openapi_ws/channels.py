@@ -171,6 +171,11 @@ class Channels:
         """The channel, if anybody listens to it."""
         return self._channels.get(channel_name)
 
+    @property
+    def losses(self) -> dict[str, int]:
+        """Messages that reached nobody, since they were none, and those that did not reach callbacks that lag."""
+        return {"broker": self.dropped, "callbacks": self._callbacks.dropped}
+
     def info(self) -> dict[str, dict[str, int]]:
         """How many listen, by channel and event."""
         return {channel.name: channel.info() for channel in self}

@@ -154,8 +154,7 @@ class SocketsManager(Delivery):
     def server_info(self) -> dict[str, Any]:
         """Figures of this process: connections, listeners by channel and event, and all that was counted."""
         info = self.metrics.info()
-        if self.channels.dropped:
-            info["dropped"]["broker"] = self.channels.dropped
+        info["dropped"] |= {reason: count for reason, count in self.channels.losses.items() if count}
         return {
             "connections": len(self.sockets),
             "channels": self.channels.info(),

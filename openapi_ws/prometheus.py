@@ -21,7 +21,7 @@ __all__ = ["Collector", "handler", "handler_for"]
 
 # Shown from the start, as 0: without this, `rate` would not see the first of each.
 REFUSALS = ("closing", "sockets", "address", "identity")
-DROPS = ("slow", "closed", "notification", "broker")
+DROPS = ("slow", "closed", "notification", "broker", "callbacks")
 
 
 class Collector:
@@ -37,7 +37,7 @@ class Collector:
         """All metrics, with the names and units of Prometheus (prometheus.io/docs/practices/naming)."""
         manager, metrics = self._manager, self._manager.metrics
         refused = dict.fromkeys(REFUSALS, 0) | metrics.refused
-        dropped = dict.fromkeys(DROPS, 0) | metrics.dropped | {"broker": manager.channels.dropped}
+        dropped = dict.fromkeys(DROPS, 0) | metrics.dropped | manager.channels.losses
         queued = sum(ws.queued_bytes for ws in manager.sockets)
         subscriptions = sum(sum(channel.info().values()) for channel in manager.channels)
 
@@ -48,6 +48,7 @@ class Collector:
         yield _counter("calls", "Calls ended: ok, gone, or the code of the error.", metrics.calls, "method", "outcome")
         yield _counter("dropped", "Messages and answers that did not reach whom they were for.", dropped, "reason")
         yield _gauge("queued_bytes", "Bytes that wait for clients to read.", queued, "bytes")
+        yield _counter("lagged", "Times that clients fell behind in a channel with history.", {(): metrics.lagged})
         yield _gauge("loop_lag_seconds", "Delay of the event loop when it last looked.", metrics.lag, "seconds")
         yield _gauge("channels", "Channels that somebody listens to.", len(manager.channels))
         yield _gauge("subscriptions", "Listeners, once for each event or pattern they are on.", subscriptions)

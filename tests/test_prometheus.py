@@ -30,6 +30,8 @@ AT_REST = {
     "dropped_total reason=closed": 0,
     "dropped_total reason=notification": 0,
     "dropped_total reason=broker": 0,
+    "dropped_total reason=callbacks": 0,
+    "lagged_total": 0,
     "queued_bytes": 0,
     "channels": 0,
     "subscriptions": 0,
@@ -123,6 +125,8 @@ async def test_a_session_is_counted_exactly(serve: Serve) -> None:
         "closes_total code=other": 1,
         "dropped_total reason=notification": 1,
         "dropped_total reason=broker": 1,
+        "dropped_total reason=callbacks": 0,
+        "lagged_total": 0,
         "channels": 1,
         "subscriptions": 2,
     }
