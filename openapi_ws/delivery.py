@@ -212,7 +212,7 @@ class Delivery:
         """End what `subscribe` began: the last listener has left. If it fails, it is called again."""
 
     async def enter(self, channel: str, member: Member) -> None:
-        """*member* is present in *channel*, or its info is another; `roster.hear` is told what that changes."""
+        """*member* is present in *channel*, or its info is another; `Roster.hear` is told what that changes."""
         self.rolls.enter(channel, member)
 
     async def leave(self, channel: str, member: Member, *, linger: float = 0.0) -> None:

@@ -16,7 +16,7 @@ from .members import Change, Counts, Diff, Member, Members
 from .protocol import Dialect, Notice
 from .websocket import Websocket
 
-__all__ = ["Rolls", "Roster"]
+__all__ = ["Keeper", "Rolls", "Roster"]
 
 logger = logging.getLogger(__name__)
 
