@@ -50,9 +50,16 @@ class Node(RedisBroker):
         await self.stop()
 
 
+class Sweeper(Node):
+    """Renews nothing: what it finds it finds by sweeping."""
+
+    member_ttl = 2.0
+    member_refresh = 1000.0
+
+
 @asynccontextmanager
-async def running(server: RedisServer) -> AsyncIterator[Node]:
-    node = Node(server.url, topics=[Topic("room:{name}", presence=True)])
+async def running(server: RedisServer, kind: type[Node] = Node) -> AsyncIterator[Node]:
+    node = kind(server.url, topics=[Topic("room:{name}", presence=True)])
     node._is_managed = True
     await node.start()
     try:
@@ -225,6 +232,18 @@ async def test_processes_agree_after_whatever_happens(serve: Serve, redis_server
     await eventually(lambda: asyncio.to_thread(lambda: not redis_server.ask("KEYS", "*")))
 
 
+async def test_clients_of_a_killed_process_leave_in_time(serve: Serve, redis_server: RedisServer) -> None:
+    """When their time is up, whoever is still there finds that out by itself, and its clients are told."""
+    async with running(redis_server, Sweeper) as node, running(redis_server) as doomed:
+        ada = await come(await serve(Stream, node), "ada")
+        _bob = await come(await serve(Stream, doomed), "bob")
+        frame = await ada.receive()
+        while {"user": "bob", "info": "bob!"} not in frame["data"]["members"]:
+            frame = await ada.receive()
+        await doomed.fall()
+        assert (await ada.receive())["notice"] == "leave"
+
+
 async def test_who_redis_forgets_is_present_again(serve: Serve, redis_server: RedisServer) -> None:
     """Each process says from time to time who its clients are."""
     async with running(redis_server) as one, running(redis_server) as other:
@@ -255,6 +274,8 @@ async def test_without_redis_nobody_comes_and_who_leaves_is_gone_in_time(serve: 
     async with running(own_redis) as node:
         served = await serve(Stream, node)
         ada, bob = await come(served, "ada"), await served.connect("/stream?user=bob")
+        (websocket,) = (ws for ws in node.sockets if ws.identity == "bob")
+        await node.channels.register("room:a", "*", websocket)  # so that there is nothing to take back but presence
         own_redis.kill()
         assert (await bob.error("subscribe", {"channel": "room:a"}))["code"] == -32012
         assert len(list(node.roster)) == 1

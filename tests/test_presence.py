@@ -143,12 +143,44 @@ async def test_a_page_that_is_loaded_anew_is_no_news(serve: Serve, manager: Sock
     assert await present(bob) == ["bob"]
 
 
+class Patient(Stream):
+    """Waits long for who is lost."""
+
+    member_linger = 1000.0
+
+
+@pytest.mark.parametrize("code", [1001, 1006, 1012, 4012])
+async def test_who_is_expected_back_is_still_present(serve: Serve, manager: SocketsManager, code: int) -> None:
+    """A page that is loaded anew, a lost link, a server that restarts, a client that was silent: all come back."""
+    served = await serve(Patient, manager)
+    bob, ada = await come(served, "bob"), await come(served, "ada")
+    (websocket,) = (ws for ws in manager.sockets if ws.identity == "ada")
+    if code == 1001:
+        await ada.ws.close(code=code)
+    elif code == 1006:
+        assert ada.ws._response.connection is not None
+        ada.ws._response.connection.close()
+    else:
+        websocket.close_soon(code)
+        await ada.closed()
+    await until(lambda: websocket not in manager.sockets and not manager.roster.departures)
+    assert await present(bob) == ["ada", "bob"]
+    assert await bob.call("presence_stats", {"channel": "room:a"}) == {"connections": 2, "users": 2}
+
+
+async def test_who_comes_back_while_it_leaves_is_present(serve: Serve, manager: SocketsManager) -> None:
+    """What is told last is what is true, however soon it follows."""
+    served = await serve(Stream, manager)
+    bob, _ada = await come(served, "bob"), await come(served, "ada")
+    (websocket,) = (ws for ws in manager.sockets if ws.identity == "ada")
+    manager.channels.remove(websocket)
+    await manager.channels.register("room:a", "*", websocket)
+    await manager.appear(websocket, "room:a")
+    assert await present(bob) == ["ada", "bob"]
+
+
 async def test_a_clean_close_leaves_at_once(serve: Serve, manager: SocketsManager) -> None:
     """Nobody waits for who says goodbye, however long the linger is; nor for who is told to stay away."""
-
-    class Patient(Stream):
-        member_linger = 1000.0
-
     served = await serve(Patient, manager)
     bob = await come(served, "bob")
     for code in (1000, None):
