@@ -25,7 +25,7 @@ nitpick_ignore_regex = [
     # Other projects' names: linking them needs their inventories, and the build needs no network.
     ("py:.*", r"(_?asyncio|aiohttp|collections|contextvars|prometheus_client|pydantic|pydantic_core|redis|types)\..*"),
     # Names in signatures that nobody writes: a type variable, and what one module asks of another.
-    ("py:class", r"openapi_ws\.(rpc\.Function|channels\.Source|calls\.View|websocket\.Activity)"),
+    ("py:class", r"openapi_ws\.(rpc\.Function|steps\.Result|channels\.Source|calls\.View|websocket\.Activity)"),
     # Constants, which are not public; the pages give their figures.
     ("py:obj", "[A-Z_]+"),
 ]
@@ -35,7 +35,13 @@ def mark_raises(app, what, name, obj, options, lines):
     """Make fields of the lines below ``Raises:``, which end a docstring."""
     if "Raises:" in lines:
         start = lines.index("Raises:")
-        lines[start:] = ["", *(f":raises {line.strip()}" for line in lines[start + 1 :] if line), ""]
+        raised = []
+        for line in filter(None, lines[start + 1 :]):
+            if line.startswith(" " * 8):  # it goes on
+                raised[-1] += f" {line.strip()}"
+            else:
+                raised.append(f":raises {line.strip()}")
+        lines[start:] = ["", *raised, ""]
 
 
 def find_nearest(app, env, node, contnode):

@@ -10,23 +10,17 @@ from pathlib import Path
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from openapi_ws import RpcError, SocketsManager, Subscribe, WsPathMixin, ws_rpc
+from openapi_ws import History, RpcError, SocketsManager, Subscribe, Topic, WsPathMixin, ws_rpc
 
 FOLDER = Path(__file__).parent
 HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'"}
 
 
 class Visit(BaseModel, frozen=True, str_strip_whitespace=True):
-    """Who is, or would like to be, in which room."""
+    """Who is, or would like to be, in which room; its name is part of channels' names."""
 
-    room: str = Field(min_length=1, max_length=30)
+    room: str = Field(max_length=30, pattern="^[A-Za-z0-9-]+$")
     name: str = Field(min_length=1, max_length=30)
-
-
-class Welcome(Visit, frozen=True):
-    """A visit as it was accepted, and the names of all who are there."""
-
-    present: list[str]
 
 
 class Words(BaseModel, str_strip_whitespace=True):
@@ -42,6 +36,9 @@ class Said(Words):
     at: datetime
 
 
+CHAT = Topic("chat:{room}", events={"said": Said}, history=History(size=200, ttl=24 * 3600))
+DOOR = Topic("door:{room}", events={"entered": str, "left": str})
+LOAD = Topic("load", events={"measured": dict[str, float]})
 NAME_TAKEN, IN_NO_ROOM = 1, 2  # error codes: an application's own are any outside -32768…-32000
 SOCKETS = web.AppKey("SOCKETS", SocketsManager)
 VISITS = web.AppKey("VISITS", set[Visit])
@@ -50,14 +47,14 @@ routes = web.RouteTableDef()
 
 @routes.view("/ws")
 class Chat(WsPathMixin, Subscribe, web.View):
-    """One browser tab. `Subscribe` lets it listen to any channel by name, so rooms are public here."""
+    """One browser tab. `Subscribe` lets it listen to all channels and read what they keep: rooms are public here."""
 
     SOCKETS_KEY = SOCKETS
     visit: Visit | None = None
 
     @ws_rpc(ordered=True, reply_first=True)
-    async def ws_rpc_enter(self, payload: Visit) -> Welcome:
-        """Enter a room, out of the one before; answers who is there."""
+    async def ws_rpc_enter(self, payload: Visit) -> tuple[Visit, list[str]]:
+        """Enter a room, out of the one before; answers the visit as it was accepted, and the names of all there."""
         visits = self.request.app[VISITS]
         # Nothing is awaited until the name is ours: without this, two could get it.
         if payload in visits:
@@ -65,10 +62,10 @@ class Chat(WsPathMixin, Subscribe, web.View):
         visits.add(payload)
         await self.ws_rpc_leave()
         self.visit = payload
-        await self.join(f"room:{payload.room}")
-        await self.sockets.publish(f"room:{payload.room}", "entered", payload.name, exclude=self.websocket)
-        present = sorted(visit.name for visit in visits if visit.room == payload.room)
-        return Welcome(room=payload.room, name=payload.name, present=present)
+        door = DOOR.channel(room=payload.room)
+        await self.join(door)
+        await self.sockets.publish(door, "entered", payload.name, exclude=self.websocket)
+        return payload, sorted(visit.name for visit in visits if visit.room == payload.room)
 
     @ws_rpc(ordered=True)
     async def ws_rpc_say(self, payload: Words) -> None:
@@ -76,7 +73,7 @@ class Chat(WsPathMixin, Subscribe, web.View):
         if self.visit is None:
             raise RpcError(IN_NO_ROOM, "Enter a room first")
         said = Said(text=payload.text, name=self.visit.name, at=datetime.now(UTC))
-        await self.sockets.publish(f"room:{self.visit.room}", "said", said)
+        await self.sockets.publish(CHAT.channel(room=self.visit.room), "said", said)
 
     @ws_rpc(ordered=True)
     async def ws_rpc_leave(self) -> None:
@@ -84,8 +81,9 @@ class Chat(WsPathMixin, Subscribe, web.View):
         if self.visit is not None:
             visit, self.visit = self.visit, None
             self.request.app[VISITS].remove(visit)
-            await self.leave(f"room:{visit.room}")
-            await self.sockets.publish(f"room:{visit.room}", "left", visit.name)
+            door = DOOR.channel(room=visit.room)
+            await self.leave(door)
+            await self.sockets.publish(door, "left", visit.name)
 
     async def disconnected(self, code: int) -> None:
         """Leave on behalf of a client that is gone, whether it closed the tab or lost its link."""
@@ -99,19 +97,18 @@ async def page(request: web.Request) -> web.FileResponse:
     return web.FileResponse(FOLDER / request.match_info.get("file", "page.html"), headers=HEADERS)
 
 
-async def measure(sockets: SocketsManager) -> None:
-    """Publish the machine's load once a second."""
-    while True:
-        used = time.process_time()
-        await asyncio.sleep(1)
-        # Windows has no load average: the part of the second that this process used stands in for it.
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else time.process_time() - used
-        await sockets.publish("load", "measured", {"load": load, "cores": os.cpu_count()})
-
-
 async def measuring(app: web.Application) -> AsyncIterator[None]:
-    """Measure from the application's start to its end."""
-    task = asyncio.create_task(measure(app[SOCKETS]))
+    """Publish the machine's load once a second, from the application's start to its end."""
+
+    async def measure() -> None:
+        while True:
+            used = time.process_time()
+            await asyncio.sleep(1)
+            # Windows has no load average: the part of the second that this process used stands in for it.
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else time.process_time() - used
+            await app[SOCKETS].publish("load", "measured", {"load": load, "cores": os.cpu_count() or 1})
+
+    task = asyncio.create_task(measure())
     yield
     task.cancel()
     await asyncio.wait([task])
@@ -120,7 +117,7 @@ async def measuring(app: web.Application) -> AsyncIterator[None]:
 def create_app() -> web.Application:
     """Make the application, ready to run."""
     app = web.Application()
-    app[SOCKETS] = SocketsManager.for_app(app)
+    app[SOCKETS] = SocketsManager.for_app(app, topics=[CHAT, DOOR, LOAD])
     app[VISITS] = set()
     app.cleanup_ctx.append(measuring)
     app.add_routes(routes)

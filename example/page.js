@@ -4,12 +4,14 @@ import { Chart } from "./chart.js";
 import { Socket } from "./socket.js";
 
 const FRAMES_SHOWN = 12;
+const KEPT = 200; // messages that the server keeps of a room
 
 const element = (id) => document.getElementById(id);
 const chart = new Chart(element("chart"));
 const socket = new Socket(`${location.origin.replace("http", "ws")}/ws`);
 
 let visit = null; // {room, name} while in a room, also while disconnected: it is entered again afterwards
+let position = null; // in what is said in the room: all before is on the page
 let present = new Set();
 
 // -- the connection --------------------------------------------------------------------------------------------
@@ -20,7 +22,7 @@ socket.addEventListener("up", async () => {
     await socket.call("subscribe", { channel: "load" });
     if (!visit) return;
     await enter(visit);
-    showLine("event", "You are back. What was said meanwhile is missing here.");
+    await listen();
   } catch (error) {
     if (!error.code) return; // the connection is lost again, and all this is tried anew when it is back
     showDoor();
@@ -32,9 +34,11 @@ socket.addEventListener("down", ({ detail }) => {
   showStatus("down", detail.comesBack ? "Disconnected, trying again…" : "The server sent us away");
 });
 
-socket.addEventListener("message", ({ detail: { channel, event, data } }) => {
+socket.addEventListener("message", ({ detail: message }) => {
+  const { channel, event, data } = message;
   if (channel === "load") showLoad(data);
-  else if (channel === `room:${visit?.room}`) inRoom[event](data);
+  else if (channel === `door:${visit?.room}`) atDoor[event](data);
+  else if (channel === `chat:${visit?.room}`) showSaid(message);
 });
 
 socket.addEventListener("frame", ({ detail: { sent, frame, channel } }) => {
@@ -51,11 +55,7 @@ function showStatus(state, text) {
 
 // -- the room --------------------------------------------------------------------------------------------------
 
-const inRoom = {
-  said: ({ name, text, at }) => {
-    const time = new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-    showLine(name === visit.name ? "own" : "other", text, `${name}, ${time}`);
-  },
+const atDoor = {
   entered: (name) => {
     present.add(name);
     showPresent();
@@ -69,10 +69,33 @@ const inRoom = {
 };
 
 async function enter(wanted) {
-  const { room, name, present: names } = await socket.call("enter", { room: wanted.room, name: wanted.name });
-  visit = { room, name };
+  const [accepted, names] = await socket.call("enter", wanted);
+  visit = accepted;
   present = new Set(names);
   showPresent();
+}
+
+/** Show what was said in the room and is not on the page yet, and then what comes: no hole, no double. */
+async function listen() {
+  const channel = `chat:${visit.room}`;
+  if (!position) {
+    const kept = await socket.call("history", { channel, limit: KEPT, reverse: true });
+    kept.messages.reverse().forEach(showSaid);
+    position = kept.position;
+  }
+  const { recovered, messages } = await socket.call("subscribe", { channel, position });
+  messages.forEach(showSaid);
+  if (recovered) return;
+  showLine("event", "You are back. Some of what was said meanwhile is missing here.");
+  await socket.call("unsubscribe", { channel }); // else what comes now would also be in what is kept
+  position = null;
+  await listen();
+}
+
+function showSaid({ data: { name, text, at }, position: reached }) {
+  const time = new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  showLine(name === visit.name ? "own" : "other", text, `${name}, ${time}`);
+  position = reached;
 }
 
 function showRoom() {
@@ -84,7 +107,7 @@ function showRoom() {
 }
 
 function showDoor() {
-  visit = null;
+  visit = position = null;
   element("room").hidden = true;
   element("door").hidden = false;
   element("name").focus();
@@ -126,6 +149,7 @@ function showLoad({ load, cores }) {
 onSubmit("door", async (fields) => {
   await enter(fields);
   showRoom();
+  await listen();
 });
 
 onSubmit("speak", async (fields) => {
@@ -135,6 +159,7 @@ onSubmit("speak", async (fields) => {
 
 onSubmit("leave", async () => {
   await socket.call("leave");
+  await socket.call("unsubscribe", { channel: `chat:${visit.room}` });
   showDoor();
 });
 

@@ -10,13 +10,16 @@ from .errors import (
     InvalidParams,
     RpcError,
     SetupError,
+    UnknownChannel,
 )
+from .history import History, Position
 from .manager import SocketsManager, WsHandlerType
 from .outbox import conflate, disconnect, drop_oldest
 from .path import WsPathMixin
 from .presence import Presence
 from .pubsub import Publish, Subscribe
 from .rpc import ws_rpc
+from .topics import Topic
 from .websocket import Websocket
 
 __all__ = [
@@ -27,14 +30,18 @@ __all__ = [
     "Channels",
     "EncodeError",
     "Event",
+    "History",
     "InvalidParams",
     "LocalBroker",
+    "Position",
     "Presence",
     "Publish",
     "RpcError",
     "SetupError",
     "SocketsManager",
     "Subscribe",
+    "Topic",
+    "UnknownChannel",
     "Websocket",
     "WsHandlerType",
     "WsPathMixin",

@@ -195,10 +195,14 @@ class Calls:
 
     def _start(self, call: Call, answer: Answer) -> Suspended[None] | None:
         """Begin *call* here and now, unless it must not or would have to wait."""
-        running = self._admit(call, answer)
-        if running is None:
-            return None
-        method = running.method
+        method = self._methods.get(call.method)
+        if method is None or self._running or self._websocket.is_leaving:
+            running = self._admit(call, answer)
+            if running is None:
+                return None
+            method = running.method
+        else:
+            running = _Running(call, method, answer)
         if method.waits or self._opening is not None or self._unopened or (self._in_lane and method.is_ordered):
             self._spawn(running)
             return None
@@ -287,13 +291,13 @@ class Calls:
         try:
             try:
                 if running.task is None and not method.is_ordered:  # it has nobody to wait for
-                    result = await self._start_method(running)
+                    result = await self._method(running)
                 else:
                     result = await self._in_turn(running)
                 text = method.dump(result)
                 running.is_cancellable = False
-                self._websocket.metrics.calls[method.ok] += 1
-                answer = None if call.notification else call.dialect.reply(call, text)
+                self._websocket.metrics.answered[method] += 1
+                answer = None if call.notification else call.dialect.reply(call, text, method.json)
             except BaseException as error:
                 running.is_cancellable = False
                 answer = await self._failures.answer(call, error, running.verdict)
@@ -320,13 +324,13 @@ class Calls:
             if self._opening is not None:
                 await asyncio.shield(self._opening)
             self._is_opened(running)
-            return await self._start_method(running)
+            return await self._method(running)
 
     def _ordered(self) -> asyncio.Lock:
         self._lane = self._lane or asyncio.Lock()
         return self._lane
 
-    def _start_method(self, running: _Running) -> Coroutine[Any, Any, Any]:
+    def _method(self, running: _Running) -> Coroutine[Any, Any, Any]:
         call, method = running.call, running.method
         running.is_cancellable = True
         if method.replies_first:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from .callbacks import Callbacks, CallbackType, is_cancelled
 from .errors import EncodeError, InvalidParams
 from .frames import text_frame
+from .outgoing import Pushed
 from .patterns import Pattern
 from .protocol import Dialect, Message, Notice
 from .websocket import Websocket
@@ -372,17 +373,16 @@ class Channels:
         channel = self._channels.get(message.channel)
         if channel is None:
             return []
-        frames: dict[Dialect, bytes] = {}
+        pushed: dict[Dialect, Pushed] = {}
         callbacks: list[CallbackType] = []
         for listener in channel.listeners(message.event):
             if not isinstance(listener, Websocket):
                 callbacks.append(listener)
             elif listener is not exclude:
                 dialect = listener.push_dialect or listener.dialect
-                frame = frames.get(dialect)
-                if frame is None:
-                    frame = frames[dialect] = text_frame(dialect.message(message))
-                listener.push(frame, message)
+                if dialect not in pushed:
+                    pushed[dialect] = text_frame(dialect.message(message)), message
+                listener.push(pushed[dialect])
         return callbacks
 
     async def _breathe(self, size: int) -> None:

@@ -108,7 +108,7 @@ class Delivery:
             TypeError, ValueError: *data* is not what the topic's event carries, or there is no such event; or *key* is
                 none, or the channel has no history.
             CannotPublish: the broker does not publish to this channel.
-            BrokerUnavailable: the broker cannot be reached; with `may_have_run`, the message may be out nevertheless.
+            BrokerUnavailable: the broker cannot be reached; with *may_have_run*, the message may be out nevertheless.
             EncodeError: JSON cannot hold *data*; nobody has got anything.
         """
         topic = self.topic_of(channel)

@@ -76,7 +76,7 @@ class Failures:
         """Count *call* as ended."""
         # Names that callers make up are counted as one: without this, they would fill the memory.
         method = call.method if call.method in self._names else OTHER
-        self._websocket.metrics.calls[method, outcome] += 1
+        self._websocket.metrics.failed[method, outcome] += 1
 
     async def _told(self, call: Call, error: RpcError) -> bytes | None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["Entry", "Follower", "Healed", "History", "Log", "Page", "Position", "Reason"]
+__all__ = ["Entry", "Follower", "Healed", "History", "Log", "Page", "Position", "Reason", "check_key"]
 
 # How it works: the messages of a channel are counted from 1, and each carries a nonce and the nonce of the one before
 # it. A reader who knows the last nonce it saw can tell from the next message alone that nothing lies between the two.

@@ -18,6 +18,7 @@ from aiohttp import web
 from .delivery import USER, Delivery
 from .frames import close_frame, text_frame
 from .metrics import Metrics
+from .outgoing import Flusher, Pushed
 from .protocol import VERSION, Dialect, Message
 from .websocket import Websocket
 
@@ -93,6 +94,11 @@ class SocketsManager(Delivery):
     def metrics(self) -> Metrics:
         """What this process has counted."""
         return Metrics()
+
+    @cached_property
+    def flusher(self) -> Flusher:
+        """What hands to the transports what was sent in one turn of the loop."""
+        return Flusher()
 
     @cached_property
     def sockets(self) -> set[Websocket]:
@@ -284,12 +290,12 @@ class SocketsManager(Delivery):
 
 
 def _push(websockets: Iterable[Websocket], message: Message) -> None:
-    frames: dict[Dialect, bytes] = {}
+    pushed: dict[Dialect, Pushed] = {}
     for websocket in websockets:
         dialect = websocket.push_dialect or websocket.dialect
-        if dialect not in frames:
-            frames[dialect] = text_frame(dialect.message(message))
-        websocket.push(frames[dialect], message)
+        if dialect not in pushed:
+            pushed[dialect] = text_frame(dialect.message(message)), message
+        websocket.push(pushed[dialect])
 
 
 async def _unless_hurried(work: Coroutine[Any, Any, None]) -> None:

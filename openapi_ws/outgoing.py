@@ -17,7 +17,7 @@ from .outbox import Outbox, SlowConsumer
 from .protocol import HOUSE, Dialect, Message, Notice
 from .transport import waiting
 
-__all__ = ["Backlog", "Caught", "Outgoing"]
+__all__ = ["Backlog", "Caught", "Flusher", "Outgoing", "Pushed"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,34 @@ class Backlog(Protocol):
         """The next messages of *channel* after *since*: of *size* bytes, or one. Later ones come as ever."""
 
 
+Pushed = tuple[bytes, Message]
+"""A message, and before it the whole frame of `text_frame` that all who get it share."""
+
+
+class Flusher:
+    """Flushes what was sent in one turn of the loop at the end of it, with one callback for all clients."""
+
+    __slots__ = ("_due",)
+
+    def __init__(self) -> None:
+        self._due: list[Outgoing] = []
+
+    def add(self, outgoing: Outgoing) -> None:
+        """Flush *outgoing* at the end of this turn; once for each call."""
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._due.append(outgoing)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for outgoing in due:
+            try:
+                outgoing.flush()
+            except Exception:  # whatever it is, it is one client's affair
+                logger.exception("%s could not be sent what waited", outgoing)
+                outgoing.close_soon(INTERNAL_ERROR, "Internal error")
+
+
 class Outgoing:
     """What is sent to one client.
 
@@ -57,9 +85,9 @@ class Outgoing:
     """
 
     __slots__ = (
-        "_answers", "_flushing", "_held", "_held_bytes", "_high", "_lagging", "_large", "_loop", "_outbox", "_pump",
-        "_pushes", "_transport", "_writer", "_written", "backlog", "close_code", "dialect", "max_queue_bytes",
-        "metrics", "push_dialect", "slow_consumer",
+        "_answers", "_flusher", "_flushing", "_held", "_held_bytes", "_high", "_lagging", "_large", "_loop", "_outbox",
+        "_pump", "_pushes", "_transport", "_writer", "_written", "backlog", "close_code", "dialect",
+        "max_queue_bytes", "metrics", "push_dialect", "slow_consumer",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +95,7 @@ class Outgoing:
         writer: AbstractStreamWriter,
         transport: asyncio.Transport,
         metrics: Metrics,
+        flusher: Flusher,
         *,
         max_queue_bytes: int,
         slow_consumer: SlowConsumer,
@@ -80,14 +109,14 @@ class Outgoing:
         self.backlog: Backlog | None = None
         """Reads what the client has missed of a channel with history; with none, such a channel is like any other."""
         self.metrics, self.max_queue_bytes, self.slow_consumer = metrics, max_queue_bytes, slow_consumer
-        self._writer, self._transport = writer, transport
+        self._writer, self._transport, self._flusher = writer, transport, flusher
         self._loop = asyncio.get_running_loop()
         # Half, as what is written at once may be as much again.
         self._high = min(transport.get_write_buffer_limits()[1], max_queue_bytes // 2)
         transport.set_write_buffer_limits(self._high)
         self._flushing = False
         self._answers: list[bytes] = []
-        self._pushes: list[tuple[bytes, Message]] = []
+        self._pushes: list[Pushed] = []
         self._outbox: Outbox | None = None
         self._lagging: dict[str, Position] | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -115,21 +144,23 @@ class Outgoing:
         if len(payload) > self._high:
             self._allow(len(payload))
         if not self._flushing:
-            self._flush_soon()
+            self._flushing = True
+            self._flusher.add(self)
 
     def notify(self, notice: Notice) -> None:
         """Tell the client something about its connection; a notice goes before the messages of its tick."""
         self.send((self.push_dialect or self.dialect).notice(notice))
 
-    def push(self, frame: bytes, message: Message) -> None:
-        """Send *message*, as a whole *frame* of `text_frame` that all who get it share. It never waits."""
-        self._pushes.append((frame, message))
-        if not self._held:
-            self._flush_soon()
-            return
-        self._held_bytes += len(frame)
-        if self._held_bytes > self.max_queue_bytes:
-            self._give_up()
+    def push(self, pushed: Pushed) -> None:
+        """Send a message. It never waits."""
+        self._pushes.append(pushed)
+        if self._held:
+            self._held_bytes += len(pushed[0])
+            if self._held_bytes > self.max_queue_bytes:
+                self._give_up()
+        elif not self._flushing:
+            self._flushing = True
+            self._flusher.add(self)
 
     def discard(self, is_unwanted: Callable[[Message], bool]) -> None:
         """Drop the waiting messages that the client does not want any more, e.g. since it has unsubscribed."""
@@ -165,22 +196,26 @@ class Outgoing:
 
     def flush(self) -> None:
         """Hand what waits to the transport now: answers first, then messages that are not held."""
-        self._hand_over()
-        if waiting(self._transport) > self._bound():
+        if self._hand_over() and waiting(self._transport) > self._bound():
             self._give_up()
 
-    def _hand_over(self) -> None:
+    def _hand_over(self) -> bool:
+        """Write what may be written; whether the transport holds more than its high-water mark now."""
         self._flushing = False
         frames, self._answers = self._answers, []
-        pushes: list[tuple[bytes, Message]] = []
-        if not self._held and self._pushes:
+        pushes: list[Pushed] = []
+        if self._pushes and not self._held:
             pushes, self._pushes, self._held_bytes = self._pushes, [], 0
-        if self.is_gone:
+        if self.close_code is not None or self._transport.is_closing():
             self.metrics.dropped["closed"] += len(pushes)
-        else:
+            return False
+        if pushes:
             self._write_all(frames, pushes)
+        else:
+            self._write(frames)
+        return self._transport.get_write_buffer_size() > self._high
 
-    def _write_all(self, frames: list[bytes], pushes: list[tuple[bytes, Message]]) -> None:
+    def _write_all(self, frames: list[bytes], pushes: list[Pushed]) -> None:
         """Write answers, and messages as long as the transport keeps up; the rest waits."""
         at = 0
         while at < len(pushes) and not self._outbox and not self._lagging and not self._is_behind():
@@ -188,8 +223,9 @@ class Outgoing:
             while at < len(pushes) and size <= self._high:
                 frames.append(pushes[at][0])
                 size += len(pushes[at][0])
-                self._allow(len(pushes[at][0]))
                 at += 1
+            if size > self._high:
+                self._allow(len(frames[-1]))  # the last is the one that went beyond
             self._write(frames)
             frames = []
         self._write(frames)
@@ -218,7 +254,7 @@ class Outgoing:
             self._written += len(data)
             self._transport.write(data)
 
-    def _queue(self, pushes: list[tuple[bytes, Message]]) -> None:
+    def _queue(self, pushes: list[Pushed]) -> None:
         """Let *pushes* wait, and see to it that they do not wait for ever."""
         if self._outbox is None:
             self._outbox = Outbox(self.slow_consumer)
@@ -291,6 +327,7 @@ class Outgoing:
         if self.close_code is None:
             dialect = self.push_dialect or self.dialect
             notice = [] if caught.gap is None else [text_frame(dialect.notice(caught.gap))]
+            self._allow(max(map(len, caught.frames), default=0))
             self._write(notice + caught.frames)
 
     def _tell_missed(self, outbox: Outbox) -> None:
@@ -304,4 +341,4 @@ class Outgoing:
     def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
-            self._loop.call_soon(self.flush)
+            self._flusher.add(self)

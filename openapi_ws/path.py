@@ -17,7 +17,6 @@ from .channels import Channels
 from .errors import SetupError
 from .frames import text_frame
 from .manager import DEPARTURE_TIMEOUT, SocketsManager
-from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
 from .presence import Presence
 from .protocol import HOUSE, JSONRPC, Call, Message
@@ -176,7 +175,7 @@ class WsPathMixin(metaclass=_Collecting):
         message = Message.of(channel, event, data)
         dialect = self.websocket.push_dialect or self.websocket.dialect
         await self.websocket.drain()  # before, too: else many streams would begin, or go on, all at once
-        self.websocket.push(text_frame(dialect.message(message)), message)
+        self.websocket.push((text_frame(dialect.message(message)), message))
         await self.websocket.drain()
 
     # -- one connection ---------------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ class WsPathMixin(metaclass=_Collecting):
         transport = self.request.transport
         if transport is None or writer is None:  # gone during the handshake
             return
-        websocket = self._websocket(response, writer, transport, sockets.metrics, identity)
+        websocket = self._websocket(response, writer, transport, sockets, identity)
         calls = websocket.calls = Calls(self, websocket, methods, limit=self.max_calls, timeout=self.call_timeout)
         websocket.backlog = sockets
         sockets.metrics.opened += 1
@@ -237,7 +236,7 @@ class WsPathMixin(metaclass=_Collecting):
         response: web.WebSocketResponse[bool],
         writer: AbstractStreamWriter,
         transport: asyncio.Transport,
-        metrics: Metrics,
+        sockets: SocketsManager,
         identity: str | None,
     ) -> Websocket:
         now = asyncio.get_running_loop().time()
@@ -254,7 +253,8 @@ class WsPathMixin(metaclass=_Collecting):
             response,
             writer,
             transport,
-            metrics,
+            sockets.metrics,
+            sockets.flusher,
             pulse,
             identity=identity,
             max_queue_bytes=self.max_queue_bytes,

@@ -177,7 +177,9 @@ class HouseDialect:
         if not isinstance(data, dict):
             return Failure(self, InvalidRequest(f"Malformed message; expected dictionary, got {type(data).__name__}"))
         id_, method = data.get("id"), data.get("method")
-        if type(method) is str and id_ is not None and is_id(id_):
+        if type(method) is str and (
+            (type(id_) is str and len(id_) <= MAX_ID_LENGTH) or (id_ is not None and is_id(id_))
+        ):
             return Call(self, id_, method, data.get("payload", MISSING))
         errors: dict[str, str] = {}
         if id_ is None or not is_id(id_):
@@ -187,9 +189,10 @@ class HouseDialect:
             errors["method"] = "required" if method is None else "string expected"
         return Failure(self, InvalidRequest(errors=errors), id_)
 
-    def reply(self, call: Call, result: bytes) -> bytes:
-        """``{"id", "method", "response"}``; *result* is JSON already."""
-        return b'{"id":%b,"method":%b,"response":%b}' % (orjson.dumps(call.id), orjson.dumps(call.method), result)
+    def reply(self, call: Call, result: bytes, method: bytes | None = None) -> bytes:
+        """``{"id", "method", "response"}``; *result* is JSON already, and so is *method*, the call's."""
+        method = method or orjson.dumps(call.method)
+        return b'{"id":%b,"method":%b,"response":%b}' % (orjson.dumps(call.id), method, result)
 
     def failure(self, failure: Failure) -> bytes:
         """``{"id", "method", "error": {"message", "code", …}}``; an unknown id or method is left out."""
@@ -245,8 +248,8 @@ class JsonRpcDialect:
             return Failure(self, InvalidRequest(errors=errors), id_)
         return Call(self, id_, method, params, notification="id" not in data)
 
-    def reply(self, call: Call, result: bytes) -> bytes:
-        """``{"jsonrpc", "id", "result"}``; *result* is JSON already."""
+    def reply(self, call: Call, result: bytes, method: bytes | None = None) -> bytes:
+        """``{"jsonrpc", "id", "result"}``; *result* is JSON already, and *method* is not said."""
         return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (orjson.dumps(call.id), result)
 
     def failure(self, failure: Failure) -> bytes:
@@ -286,12 +289,9 @@ def decode(frame: bytes, assumed: Dialect = HOUSE, *, fixed: bool = False) -> Ca
     except orjson.JSONDecodeError:
         dialect = JSONRPC if not fixed and b'"jsonrpc"' in frame else assumed
         return Failure(dialect, ParseError())
-    if fixed:
-        dialect = assumed
-    elif type(data) is dict:
-        dialect = JSONRPC if "jsonrpc" in data else HOUSE
-    else:
-        dialect = _spoken(data, assumed)
+    dialect = assumed
+    if not fixed:
+        dialect = (JSONRPC if "jsonrpc" in data else HOUSE) if type(data) is dict else _spoken(data, assumed)
     # A level takes two brackets: few frames are long enough for so many, or have enough of them to need the walk.
     if len(frame) > 2 * MAX_DEPTH and frame.count(b"[") + frame.count(b"{") > MAX_DEPTH and _is_deep(data):
         return Failure(dialect, ParseError(f"JSON nested deeper than {MAX_DEPTH} levels"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field
-from pydantic_core import from_json
+from pydantic_core import PydanticCustomError, from_json
 
 from .errors import CannotPublish, InvalidParams, LimitExceeded
 from .history import KEY_LIMIT, History, Position
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .manager import SocketsManager
     from .websocket import Websocket
 
-__all__ = ["Publication", "Publish", "Subscribe", "Subscription", "listen"]
+__all__ = ["Publication", "Publish", "Query", "Subscribe", "Subscription", "listen"]
 
 PAGE_LIMIT = 300
 """Messages that one answer holds; who has missed more is told so, and loads the state instead."""
@@ -37,7 +37,7 @@ Key = Annotated[str, Field(min_length=1, max_length=KEY_LIMIT)]
 def _position(text: Any) -> Position:
     position = Position.parse(text) if isinstance(text, str) else None
     if position is None:
-        raise ValueError("no position")
+        raise PydanticCustomError("position", "a position expected")
     return position
 
 

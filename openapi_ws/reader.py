@@ -15,6 +15,8 @@ from .websocket import Websocket
 __all__ = ["Reader"]
 
 PROTOCOL_ERROR, NO_STATUS, LOST = 1002, 1005, 1006
+# As names of the module: looking up a member of an Enum costs more than the comparison.
+TEXT, BINARY, PING, PONG = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG
 FRAMES = 64
 """Messages of one client that are taken in a row before the others have their turn."""
 
@@ -50,7 +52,7 @@ class Reader:
         message = await self._response.receive()
         while self._is_control(message):
             message = await self._response.receive()
-        if not _is_data(message):
+        if message.type is not TEXT and message.type is not BINARY:
             self._end(message)
             return
         self._ended = asyncio.get_running_loop().create_future()
@@ -91,7 +93,8 @@ class Reader:
                     left = FRAMES
                     await asyncio.sleep(0)
             message = await receive()
-            if _is_data(message):
+            kind = message.type
+            if kind is TEXT or kind is BINARY:
                 websocket.is_heard = True
                 data = message.data
             elif self._is_control(message):
@@ -111,10 +114,10 @@ class Reader:
     def _is_control(self, message: Frame) -> bool:
         """It was a ping or a pong, and is answered."""
         self._websocket.is_heard = True
-        if message.type is WSMsgType.PING:
+        if message.type is PING:
             self._websocket.pong(message.data)
             return True
-        if message.type is WSMsgType.PONG:
+        if message.type is PONG:
             self._websocket.count_control()
             return True
         return False
@@ -125,10 +128,6 @@ class Reader:
             websocket.flush()
         if websocket.close_code is None:  # the flush may have found it too slow
             websocket.close_code = _close_code(message.type, message.data)
-
-
-def _is_data(message: Frame) -> bool:
-    return message.type is WSMsgType.TEXT or message.type is WSMsgType.BINARY
 
 
 def _close_code(kind: WSMsgType, data: Any) -> int:

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from types import EllipsisType
 from typing import Any, TypeVar, overload
 
+import orjson
 from pydantic import AliasChoices, PydanticUserError, RootModel, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
@@ -99,7 +100,7 @@ class Method:
 
     __slots__ = (
         "_default", "_fields", "_serializer", "_validate_payload", "_validate_result", "body", "doc", "function",
-        "is_ordered", "name", "ok", "options", "replies_first", "response", "takes_payload", "waits",
+        "is_ordered", "json", "name", "options", "replies_first", "response", "takes_payload", "waits",
     )  # fmt: skip
 
     def __init__(self, attribute: str, *functions: Callable[..., Coroutine[Any, Any, Any]]) -> None:
@@ -110,8 +111,8 @@ class Method:
         self.name = attribute.removeprefix(PREFIX) if self.options.name is None else self.options.name
         """The name on the wire."""
         self.doc = inspect.getdoc(function) or ""
-        self.ok = (self.name, "ok")
-        """What its calls that end well are counted as."""
+        self.json = orjson.dumps(self.name)
+        """The name as JSON."""
         self.waits = False
         """The call of it that was seen last waited for something: the next is likely to."""
         self.function = function
@@ -142,9 +143,11 @@ class Method:
     def payload(self, call: Call) -> Any:
         """The payload of *call* as the method takes it: one parameter, or for JSON-RPC its members by position."""
         params = call.params
-        if params is MISSING and self._default is not MISSING:
-            return self._default
         try:
+            if type(params) is dict:
+                return self._validate_payload(params)
+            if params is MISSING and self._default is not MISSING:
+                return self._default
             if params is MISSING or params is None:
                 return self._absent()
             if isinstance(params, list) and call.dialect.name == "jsonrpc-2.0":

@@ -15,7 +15,7 @@ from .frames import close_frame, ping_frame, pong_frame
 from .members import Attendee
 from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
-from .outgoing import POLL, Outgoing
+from .outgoing import POLL, Flusher, Outgoing
 from .protocol import Notice
 from .pulse import FORCED_RECONNECT, End, Ping, Pulse, Warn
 from .transport import Activity, waiting
@@ -47,13 +47,16 @@ class Websocket(Outgoing):
         writer: AbstractStreamWriter,
         transport: asyncio.Transport,
         metrics: Metrics,
+        flusher: Flusher,
         pulse: Pulse,
         *,
         identity: str | None = None,
         max_queue_bytes: int = 1024 * 1024,
         slow_consumer: SlowConsumer = disconnect,
     ) -> None:
-        super().__init__(writer, transport, metrics, max_queue_bytes=max_queue_bytes, slow_consumer=slow_consumer)
+        super().__init__(
+            writer, transport, metrics, flusher, max_queue_bytes=max_queue_bytes, slow_consumer=slow_consumer
+        )
         self.socket_id = secrets.token_hex(16)
         """128 random bits, as hexadecimal; not a secret, not guessable."""
         self.identity = identity

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from redis_server import RedisServer
 
 import openapi_ws
-from openapi_ws import Presence, Subscribe, WsPathMixin
+from openapi_ws import Presence, Subscribe, Topic, WsPathMixin
 from openapi_ws.brokers.redis import RedisBroker
 from openapi_ws.members import Member, Members
-from openapi_ws.topics import Topic
 
 SCRIPT = (Path(openapi_ws.__file__).parent / "brokers" / "presence.lua").read_text()
 

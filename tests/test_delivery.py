@@ -239,6 +239,27 @@ async def test_a_slow_client_reads_on_where_it_was(serve: Serve, manager: Socket
     assert websocket.close_code is None
 
 
+async def test_one_kept_message_may_be_larger_than_what_may_wait(serve: Serve, manager: SocketsManager) -> None:
+    """It waits beside the limit, as a live one does: a call that is answered meanwhile does not cost the socket."""
+    served = await serve(Small, manager)
+    client = await served.connect_raw()
+    client.frame(b'{"id": 1, "method": "subscribe", "payload": {"channel": "big"}}')
+    await client.read()
+    (websocket,) = manager.sockets
+    for n in range(200):
+        await manager.publish("big", "n", {"n": n, "text": "x" * 4000})
+    await manager.publish("big", "n", {"n": 200, "text": "x" * 900_000})
+    await until(lambda: manager.metrics.lagged)
+    for n in range(200):
+        assert json.loads((await client.read())[1])["data"]["n"] == n
+    await until(lambda: websocket.queued_bytes > 256 * 1024)
+    client.frame(b'{"id": 2, "method": "none"}')
+    await until(lambda: manager.metrics.calls)
+    frames = [json.loads((await client.read())[1]) for _ in range(2)]
+    assert sorted(frame.get("id", 0) for frame in frames) == [0, 2]
+    assert websocket.close_code is None
+
+
 async def test_a_slow_client_that_falls_out_of_the_history_is_told(serve: Serve, manager: SocketsManager) -> None:
     """A gap notice comes before what is newer."""
     served = await serve(Small, manager)

@@ -15,8 +15,9 @@ A page is read from top to bottom. Its fenced blocks mean:
     Frames, between clients and what the page has built last: a running program, an application, or a view, which is
     then put under ``/stream``. ``→`` is sent and ``←`` received, as text frames; a word before the arrow names one
     client of several; an indented line continues the line above; ``# …`` is a comment. In what is sent, ``(3 × ab)``
-    is ``ababab``. In what is received, the value ``"…"`` is any value, and a batch is in any order. In brackets stands
-    what is no text frame, see `Scene`. When a block ends, no client has got more than it says.
+    is ``ababab``. In what is received, the value ``"…"`` is any value, ``"… name"`` one that is the same wherever it
+    stands in the block, also in what is sent, and a batch is in any order. In brackets stands what is no text frame,
+    see `Scene`. When a block ends, no client has got more than it says.
 
 Blocks of other languages are only read.
 """
@@ -53,7 +54,8 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 INDEX, PROTOCOL, REFERENCE = (ROOT / "docs" / name for name in ("index.md", "protocol.md", "reference.md"))
 DEPLOYING, METRICS = (ROOT / "docs" / "guides" / name for name in ("deploying.md", "metrics.md"))
 TEXTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
-LANGUAGES = {"python", "pycon", "console", "text", "sh", "ini", "nginx", "yaml", "{eval-rst}", "{toctree}", "{include}"}
+DIRECTIVES = {"{eval-rst}", "{toctree}", "{include}"}
+LANGUAGES = {"python", "pycon", "console", "text", "sh", "ini", "nginx", "yaml", "js", *DIRECTIVES}
 TIMEOUT = 10
 """Seconds after which a program or a frame that does not come is given up; it measures nothing."""
 
@@ -254,6 +256,7 @@ class Line:
 
 LINE = re.compile(r"(?:(\w+) +)?([→←]) (.+)")
 EVENT = re.compile(r"\((connect|connected|close|binary|ping|pong|pause|resume|GET|POST|status)\b *(.*?)\)(?: (.*))?")
+NAMED = re.compile(r'"… \w+"')
 REPEAT = re.compile(r"\((\d+) × (.+?)\)")
 CONNECT = re.compile(r"(\S+)(?: as (.+?))?(?: from (\S+))?(?: with (\S+): (\S+))?")
 
@@ -291,16 +294,19 @@ class Scene:
         self.session, self.url = session, url
         self.sockets: dict[str, ClientWebSocketResponse] = {}
         self.requests: dict[str, asyncio.Task[tuple[int, Mapping[str, str], str]]] = {}
+        self.values: dict[str, Any] = {}
+        """What ``"… name"`` stands for."""
 
     async def play(self, line: Line) -> None:
         if event := EVENT.fullmatch(line.what):
             await getattr(self, f"{'on' if line.arrow == '←' else 'do'}_{event[1]}")(line.who, event[2], event[3])
         elif line.arrow == "→":
-            await (await self.socket(line.who)).send_str(REPEAT.sub(lambda it: int(it[1]) * it[2], line.what))
+            text = NAMED.sub(lambda it: json.dumps(self.values[it[0].strip('"')]), line.what)
+            await (await self.socket(line.who)).send_str(REPEAT.sub(lambda it: int(it[1]) * it[2], text))
         else:
             message = await (await self.socket(line.who)).receive(TIMEOUT)
             assert message.type is WSMsgType.TEXT, message
-            if not agrees(json.loads(line.what), json.loads(message.data)):
+            if not agrees(json.loads(line.what), json.loads(message.data), self.values):
                 raise AssertionError(f"got {message.data:.1000}")
 
     async def socket(self, who: str) -> ClientWebSocketResponse:
@@ -396,19 +402,22 @@ class Scene:
                 await ws.close()
 
 
-def agrees(said: Any, got: Any) -> bool:
-    """*got* is what the page says, member by member; 1, 1.0 and true differ."""
+def agrees(said: Any, got: Any, values: dict[str, Any] | None = None) -> bool:
+    """*got* is what the page says, member by member; 1, 1.0 and true differ. *values* are those that have names."""
+    values = {} if values is None else values
     if isinstance(said, list) and any(isinstance(entry, dict) and "jsonrpc" in entry for entry in said):
         left = list(got) if isinstance(got, list) else []
         for entry in said:
-            if (found := next((other for other in left if agrees(entry, other)), None)) is None:
+            if (found := next((other for other in left if agrees(entry, other, values)), None)) is None:
                 return False
             left.remove(found)
         return not left
     if isinstance(said, dict) and isinstance(got, dict):
-        return said.keys() == got.keys() and all(agrees(said[key], got[key]) for key in said)
+        return said.keys() == got.keys() and all(agrees(said[key], got[key], values) for key in said)
     if isinstance(said, list) and isinstance(got, list):
-        return len(said) == len(got) and all(map(agrees, said, got))
+        return len(said) == len(got) and all(agrees(*pair, values) for pair in zip(said, got, strict=True))
+    if isinstance(said, str) and said.startswith("… "):
+        return agrees(values.setdefault(said, got), got)
     return said == "…" or (type(said) is type(got) and said == got)
 
 

@@ -11,9 +11,8 @@ from aiohttp import web
 from conftest import Client, Serve, Served, until
 from pydantic import BaseModel, Field
 
-from openapi_ws import LocalBroker, Presence, Publish, SetupError, SocketsManager, Subscribe, WsPathMixin
+from openapi_ws import LocalBroker, Presence, Publish, SetupError, SocketsManager, Subscribe, Topic, WsPathMixin
 from openapi_ws.brokers.redis import RedisBroker
-from openapi_ws.topics import Topic
 
 
 class Profile(BaseModel):

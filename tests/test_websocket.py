@@ -20,7 +20,7 @@ from openapi_ws.protocol import HOUSE, JSONRPC, Message, Notice
 
 def push(websocket: Websocket, data: bytes) -> None:
     """Push *data* as the whole text of a frame."""
-    websocket.push(text_frame(data), Message("c", "e", data))
+    websocket.push((text_frame(data), Message("c", "e", data)))
 
 
 class Stream(WsPathMixin, Subscribe, web.View):

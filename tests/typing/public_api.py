@@ -8,11 +8,15 @@ from pydantic import BaseModel
 
 from openapi_ws import (
     Channels,
+    History,
     LocalBroker,
+    Position,
     Publish,
     RpcError,
     SocketsManager,
     Subscribe,
+    Topic,
+    UnknownChannel,
     Websocket,
     WsPathMixin,
     conflate,
@@ -62,15 +66,29 @@ class ViewFirst(web.View, WsPathMixin, Publish, Subscribe):
         return payload
 
 
+async def load(room: str) -> Order:
+    return Order(symbol=room)
+
+
+ORDERS = Topic("orders:{room}", data=Order, history=History(size=10, ttl=60), publish=True, snapshot=load)
+PRICES = Topic("prices", events={"changed": float}, doc="Prices as they change")
+assert_type(ORDERS.channel(room="a"), str)
+assert_type(Position.parse("a.0."), Position | None)
+
 app = web.Application()
 assert_type(SocketsManager.for_app(app), SocketsManager)
-assert_type(LocalBroker.for_app(app, latency=0.1), LocalBroker)
+assert_type(LocalBroker.for_app(app, latency=0.1, topics=[ORDERS, PRICES]), LocalBroker)
 
 
 async def server_code(manager: SocketsManager) -> None:
     async def hear(channel: str, event: str, data: Any) -> None: ...
 
-    await manager.publish("c", "e", [1])
+    try:
+        position = await manager.publish(ORDERS.channel(room="a"), "placed", Order(symbol="A"), key="k")
+    except UnknownChannel as error:
+        assert_type(error.code, int)
+    else:
+        assert_type(position, str | None)
     await manager.channels.register("c", "*", hear)
     assert_type(manager.sockets, set[Websocket])
     for websocket in manager.sockets:
