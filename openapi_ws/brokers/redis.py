@@ -13,12 +13,12 @@ from typing import Any
 from openapi_ws.delivery import gap_notice
 from openapi_ws.errors import BrokerUnavailable, SetupError
 from openapi_ws.history import Entry, Follower, History, Page, Position
-from openapi_ws.manager import SocketsManager
 from openapi_ws.protocol import Message
 from openapi_ws.topics import Topic
 from openapi_ws.websocket import Websocket
 
 from .address import connect
+from .attendance import CHANGED, Attendance
 from .cluster import fleet_of
 from .fleet import Fleet
 from .store import Store, parse
@@ -50,7 +50,7 @@ class _Feed:
         self.heard = now
 
 
-class RedisBroker(SocketsManager):
+class RedisBroker(Attendance):
     """A manager whose messages reach the clients of all processes that use the same Redis and *prefix*.
 
     *url* is one of `openapi_ws.brokers.address.connect`; or *client* is a `redis.asyncio.Redis` of one's own, e.g. of a
@@ -90,7 +90,8 @@ class RedisBroker(SocketsManager):
         self._feeds: dict[bytes, _Feed] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._healers = asyncio.Semaphore(HEALERS)
-        self._comparer: asyncio.Future[None] | None = None
+        self._keepers: tuple[asyncio.Task[None], ...] = ()
+        self._return: asyncio.Task[None] | None = None
         self._fleet: Fleet | None = None
         self._store: Store | None = None
 
@@ -121,7 +122,8 @@ class RedisBroker(SocketsManager):
         )
         await self._fleet.start()
         self._store = Store(self._fleet, self._prefix, timeout=self.timeout, max_message_bytes=self.max_message_bytes)
-        self._comparer = self._spawn(self._compare())
+        self._keepers = self._spawn(self._compare()), self._spawn(self.refresh()), self._spawn(self.sweep())
+        await asyncio.wait([self._spawn(self.take_orders())], timeout=self.timeout)
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -233,9 +235,14 @@ class RedisBroker(SocketsManager):
     def _on_message(self, key: bytes, published: bytes) -> None:
         feed = self._feeds.get(key)
         if feed is None:
+            if key == self.store.orders:
+                self._obey(published)
             return
         feed.heard = asyncio.get_running_loop().time()
         try:
+            if published[:1] == CHANGED:
+                self.take_changes(feed.channel, published)
+                return
             if len(published) > self.max_message_bytes + 1024:
                 raise ValueError("too large")
             entry, packed = parse(published)
@@ -243,7 +250,7 @@ class RedisBroker(SocketsManager):
                 self._post(*Message.read(feed.channel, packed))
                 return
         except ValueError as error:
-            self._refuse(feed, error)
+            self._refuse(feed.channel, error)
             return
         if feed.follower is None:
             self._deliver(feed, entry)  # published by a process that keeps a history of it
@@ -252,28 +259,33 @@ class RedisBroker(SocketsManager):
         elif verdict == "heal":
             self._heal_soon(feed)
 
+    def _obey(self, order: bytes) -> None:
+        try:
+            self.obey(order)
+        except ValueError as error:
+            self._refuse("orders", error)
+
     def _deliver(self, feed: _Feed, entry: Entry) -> None:
         try:
             _, head = Message.read(feed.channel, entry.data)
             self._post(Message.unpack(feed.channel, entry), head)
         except ValueError as error:
-            self._refuse(feed, error)
+            self._refuse(feed.channel, error)
 
     def _post(self, message: Message, head: dict[str, Any]) -> None:
         exclude = head.get("exclude")
         excluded = next((ws for ws in self.sockets if ws.socket_id == exclude), None) if exclude else None
         self.channels.post(message, exclude=excluded)
 
-    def _refuse(self, feed: _Feed, error: ValueError) -> None:
+    def _refuse(self, channel: str, error: ValueError) -> None:
         self.channels.dropped += 1
-        logger.warning("broker message dropped on %r: %s", feed.channel, error)
+        logger.warning("broker message dropped on %r: %s", channel, error)
 
     def _on_lost(self, keys: set[bytes]) -> None:
         """The connection was another for a while: what came then is unknown."""
-        for key in keys:
-            feed = self._feeds.get(key)
-            if feed is None:
-                continue
+        feeds = [feed for key in keys if (feed := self._feeds.get(key)) is not None]
+        self._return = self._spawn(self.come_back({feed.channel for feed in feeds}))
+        for feed in feeds:
             if feed.follower is None:
                 self.channels.tell(feed.channel, gap_notice(feed.channel, reason="lost"))
             else:

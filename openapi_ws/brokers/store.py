@@ -33,6 +33,7 @@ def _script(name: str) -> Script:
 
 
 PUBLISH, RECOVER, READ = _script("publish"), _script("recover"), _script("read")
+PRESENCE, MEMBERS = _script("presence"), ("pz", "pu", "pn", "pi")
 
 
 class Links(Protocol):
@@ -43,6 +44,9 @@ class Links(Protocol):
 
     def of(self, key: bytes) -> Link:
         """The server of *key*."""
+
+    async def subscribe(self, channel: bytes) -> None:
+        """Return when the server of *channel* has confirmed it."""
 
 
 class Store:
@@ -81,11 +85,14 @@ class Store:
     async def emit(self, message: Message, **members: Any) -> None:
         """Publish what nobody keeps. What may be out already is not published again."""
         channel, packed = self.channel(message.channel), self._pack(message, members)
+        await self._publish_once(channel, LIVE + packed)
+
+    async def _publish_once(self, channel: bytes, published: bytes) -> None:
 
         async def attempt(may_have_run: bool) -> None:
             if may_have_run:
                 raise BrokerUnavailable("the reply to PUBLISH was lost", may_have_run=True)
-            await self._links.of(channel).run(self._publish, channel, LIVE + packed)
+            await self._links.of(channel).run(self._publish, channel, published)
 
         await self._in_time(attempt)
 
@@ -158,6 +165,30 @@ class Store:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever asked may be gone: without this, asyncio would log that nobody has seen it
+
+    async def attend(self, channel: str, step: str, ttl: float, *args: Argument) -> Any:
+        """What ``presence.lua`` answers to one *step*. It may be run twice, and changes nothing the second time.
+
+        Its keys outlive the last member by *ttl* seconds.
+        """
+        keys = [self.key(kind, channel) for kind in MEMBERS]
+        said = [step, self.channel(channel), self._publish, _ms(ttl), *args]
+        return await self._in_time(lambda _: self._links.of(keys[0]).evaluate(PRESENCE, keys, said))
+
+    @property
+    def orders(self) -> bytes:
+        """Where orders to all processes are published."""
+        return f"{self._prefix}:ctl".encode()
+
+    async def order(self, order: bytes) -> None:
+        """Publish *order* to all processes that `hear_orders`. What may be out already is not published again."""
+        if len(order) > self._limit:
+            raise TooLarge(self._limit)
+        await self._publish_once(self.orders, order)
+
+    async def hear_orders(self) -> None:
+        """Return when orders are heard."""
+        await self._links.subscribe(self.orders)
 
     async def _in_time(self, attempt: Callable[[bool], Awaitable[Result]]) -> Result:
         """Make attempts until one has a reply or the time is up; each is told whether one before may have run."""
