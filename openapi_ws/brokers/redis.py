@@ -267,8 +267,8 @@ class RedisBroker(Attendance):
 
     def _deliver(self, feed: _Feed, entry: Entry) -> None:
         try:
-            _, head = Message.read(feed.channel, entry.data)
-            self._post(Message.unpack(feed.channel, entry), head)
+            message, head = Message.read(feed.channel, entry.data)
+            self._post(message.placed(entry), head)
         except ValueError as error:
             self._refuse(feed.channel, error)
 
