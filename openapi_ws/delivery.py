@@ -111,15 +111,9 @@ class Delivery:
             BrokerUnavailable: the broker cannot be reached; with *may_have_run*, the message may be out nevertheless.
             EncodeError: JSON cannot hold *data*; nobody has got anything.
         """
-        topic = self.topic_of(channel)
-        if topic is None:
-            message = Message.of(channel, event, data)
-        else:
-            message = Message(channel, event or "", topic.validate(event or "", data))
-        if topic is not None and topic.history is not None:
-            return str(await self.append(message, topic.history, key=key, exclude=exclude))
-        if key is not None:
-            raise ValueError(f"a key needs a channel with history, which {channel!r} is not")
+        message, history = self.topics.message(channel, event, data, key=key)
+        if history is not None:
+            return str(await self.append(message, history, key=key, exclude=exclude))
         await self.emit(message, exclude=exclude)
         return None
 

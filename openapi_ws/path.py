@@ -222,7 +222,7 @@ class WsPathMixin(metaclass=_Collecting):
             if sockets.is_closing:
                 websocket.close_soon(RESTART, "Server shutdown")
             await self._open(calls)
-            await Reader(response, websocket, calls).read()
+            await self._reader(response, calls).read()
         except Exception:
             logger.exception("%s failed", websocket)
             websocket.close_soon(INTERNAL_ERROR, "Internal error")
@@ -266,6 +266,9 @@ class WsPathMixin(metaclass=_Collecting):
             websocket.dialect = DIALECTS[response.ws_protocol]
             websocket.dialect_is_fixed = True
         return websocket
+
+    def _reader(self, response: web.WebSocketResponse[bool], calls: Calls) -> Reader:
+        return Reader(response, self.websocket, calls)
 
     async def _open(self, calls: Calls) -> None:
         """Begin `connected`; the socket is read meanwhile, and its calls wait."""

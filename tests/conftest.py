@@ -25,6 +25,9 @@ WAIT = 10.0
 """Seconds that bound a hang; they measure nothing."""
 
 
+# Without this, a contract that is broken would say no more than AssertionError.
+pytest.register_assert_rewrite("openapi_ws.testing")
+
 # aio-openapi is installed by `tox -e ancestor` alone: nothing else of this project works beside its dependencies.
 collect_ignore = [] if find_spec("openapi") else ["ancestor"]
 
@@ -271,6 +274,20 @@ def redis_cluster(shared_cluster: RedisCluster3) -> RedisCluster3:
     for server in shared_cluster.servers:
         server.ask("FLUSHALL")
     return shared_cluster
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[RedisCluster3]:
+    """A cluster with AOF whose masters may be killed, and whose slots may be moved; one that is down harms no other."""
+    if binary() is None:
+        skip("no redis-server")
+    options = {"cluster_require_full_coverage": "no", "cluster_allow_replica_migration": "no"}
+    cluster = RedisCluster3(appendonly="yes", appendfsync="always", **options)
+    try:
+        cluster.launch()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture
