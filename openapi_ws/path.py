@@ -18,6 +18,7 @@ from .errors import SetupError
 from .frames import text_frame
 from .manager import DEPARTURE_TIMEOUT, SocketsManager
 from .outbox import SlowConsumer, disconnect
+from .presence import Presence
 from .protocol import HOUSE, JSONRPC, Call, Message
 from .pubsub import listen
 from .pulse import Pulse
@@ -156,7 +157,7 @@ class WsPathMixin(metaclass=_Collecting):
         Raises:
             CannotSubscribe: the broker has no such channel.
         """
-        await listen(self.channels, self.websocket, channel, event)
+        await listen(self.sockets, self.websocket, channel, event)
 
     async def leave(self, channel: str) -> None:
         """Take this client off a channel, all events of it; nothing happens if the client is not on it."""
@@ -221,7 +222,7 @@ class WsPathMixin(metaclass=_Collecting):
             if sockets.is_closing:
                 websocket.close_soon(RESTART, "Server shutdown")
             await self._open(calls)
-            await Reader(response, websocket, calls).read()
+            await self._reader(response, calls).read()
         except Exception:
             logger.exception("%s failed", websocket)
             websocket.close_soon(INTERNAL_ERROR, "Internal error")
@@ -259,10 +260,15 @@ class WsPathMixin(metaclass=_Collecting):
             max_queue_bytes=self.max_queue_bytes,
             slow_consumer=self.slow_consumer,
         )
+        if isinstance(self, Presence):
+            websocket.attendee = self
         if response.ws_protocol:
             websocket.dialect = DIALECTS[response.ws_protocol]
             websocket.dialect_is_fixed = True
         return websocket
+
+    def _reader(self, response: web.WebSocketResponse[bool], calls: Calls) -> Reader:
+        return Reader(response, self.websocket, calls)
 
     async def _open(self, calls: Calls) -> None:
         """Begin `connected`; the socket is read meanwhile, and its calls wait."""

@@ -25,6 +25,9 @@ WAIT = 10.0
 """Seconds that bound a hang; they measure nothing."""
 
 
+# Without this, a contract that is broken would say no more than AssertionError.
+pytest.register_assert_rewrite("openapi_ws.testing")
+
 # aio-openapi is installed by `tox -e ancestor` alone: nothing else of this project works beside its dependencies.
 collect_ignore = [] if find_spec("openapi") else ["ancestor"]
 

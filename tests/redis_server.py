@@ -209,7 +209,9 @@ class Proxy:
     """TCP links to the port *target* of loopback that fail on request."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
+        """The port that new links lead to."""
+        """The port that new links lead to."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -253,7 +255,7 @@ class Proxy:
         self._writers.add(writer)
         self.links += 1
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            there, back = await asyncio.open_connection("127.0.0.1", self.target)
             self._writers.add(back)
             try:
                 async with asyncio.TaskGroup() as group:

@@ -1,15 +1,13 @@
-"""Channels with history in one process: nothing lost over a reconnect, and the truth when it cannot be had."""
+"""Channels that are declared: what clients and server code may do with them, and what they are told otherwise."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from aiohttp import web
-from conftest import Client, Serve, until
+from conftest import Serve, until
 from pydantic import BaseModel
 
 from openapi_ws import LocalBroker, Publish, SocketsManager, Subscribe, WsPathMixin
@@ -25,17 +23,11 @@ class Said(BaseModel):
     text: str
 
 
-async def load(room: str) -> dict[str, str]:
-    """The state of a room."""
-    return {"room": room}
-
-
 CHAT = Topic("chat:{room}", data=Said, history=History(size=5, ttl=60), publish=True)
-STATE = Topic("state:{room}", history=History(), snapshot=load)
-BIG = Topic("big", history=History(size=2000))
 LIVE = Topic("live:{room}", events={"said": Said}, publish=True)
 FEED = Topic("feed")
-TOPICS = [CHAT, STATE, BIG, LIVE, FEED]
+BIG = Topic("big", history=History(size=2000))
+TOPICS = [CHAT, LIVE, FEED, BIG]
 
 
 class Stream(WsPathMixin, Subscribe, Publish, web.View):
@@ -47,14 +39,6 @@ class Small(Stream):
 
     max_queue_bytes = 256 * 1024
     send_buffer_bytes = 4096
-
-
-async def say(client: Client, text: str, room: str = "a", **more: Any) -> Any:
-    return await client.call("publish", {"channel": f"chat:{room}", "event": "said", "data": {"text": text}, **more})
-
-
-def texts(messages: list[dict[str, Any]]) -> list[str]:
-    return [message["data"]["text"] for message in messages]
 
 
 @pytest.fixture(params=["at once", "after a while", "redis", "cluster"])
@@ -73,134 +57,9 @@ async def manager(request: pytest.FixtureRequest) -> AsyncIterator[SocketsManage
             await broker.stop()
 
 
-async def test_a_position_goes_with_each_message(serve: Serve, manager: SocketsManager) -> None:
-    """The publisher's answer, the message and what is read later all have the same."""
-    served = await serve(Stream, manager)
-    client = await served.connect()
-    subscribed = await client.call("subscribe", {"channel": "chat:a"})
-    assert subscribed["subscribed"] == {"chat:a": ["*"]}
-    published = await say(client, "hi")
-    message = await client.message()
-    assert message == {"channel": "chat:a", "event": "said", "data": {"text": "hi"}, "position": published["position"]}
-    history = await client.call("history", {"channel": "chat:a"})
-    assert history == {"messages": [message], "position": published["position"], "more": False}
-    assert subscribed["position"] != published["position"]
-
-
-async def test_who_comes_back_gets_what_it_missed_and_then_what_comes(serve: Serve, manager: SocketsManager) -> None:
-    """No hole and no double at the seam, whatever is published while the answer is made."""
-    served = await serve(Stream, manager)
-    speaker = await served.connect()
-    position = (await say(speaker, "0"))["position"]
-    for n in range(1, 4):
-        await say(speaker, str(n))
-    listener = await served.connect()
-    await listener.send({"id": 1, "method": "subscribe", "payload": {"channel": "chat:a", "position": position}})
-    rest = [asyncio.ensure_future(manager.publish("chat:a", "said", Said(text=str(n)))) for n in range(4, 6)]
-    answer = (await listener.receive())["response"]
-    await asyncio.gather(*rest)
-    assert answer["recovered"] is True
-    assert "reason" not in answer
-    given = answer["messages"]
-    live = [await listener.message() for _ in range(5 - len(given))]
-    assert texts(given + live) == ["1", "2", "3", "4", "5"]
-
-
-async def test_what_is_gone_is_said_before_anything_newer(serve: Serve, manager: SocketsManager) -> None:
-    """Too long ago, of another life of the channel, or of a channel that keeps nothing."""
-    served = await serve(Stream, manager)
-    client = await served.connect()
-    first = (await say(client, "first"))["position"]
-    for n in range(7):
-        last = (await say(client, str(n)))["position"]
-    answer = await client.call("subscribe", {"channel": "chat:a", "position": first})
-    assert (answer["recovered"], answer["reason"], answer["messages"]) == (False, "trimmed", [])
-    assert answer["position"] == last
-    epoch, offset, nonce = last.split(".")
-    for position, reason in [(f"0{epoch}.{offset}.{nonce}", "epoch"), (f"{epoch}.99.{nonce}", "fork"),
-                             (f"{epoch}.{offset}.0{nonce}", "fork")]:  # fmt: skip
-        answer = await client.call("subscribe", {"channel": "chat:a", "position": position})
-        assert (answer["recovered"], answer["reason"], answer["position"]) == (False, reason, last)
-    answer = await client.call("subscribe", {"channel": "feed", "position": last})
-    assert (answer["recovered"], answer["reason"]) == (False, "none")
-    error = await client.error("subscribe", {"channel": "chat:a", "position": "nonsense"})
-    assert error["code"] == -32602
-    assert "position" in error["errors"]
-
-
-async def test_only_the_events_subscribed_to_are_recovered(serve: Serve, manager: SocketsManager) -> None:
-    """And a second pattern of the same socket costs the first one nothing."""
-    served = await serve(Stream, manager)
-    client = await served.connect()
-    position = str(await manager.publish("state:x", "a.1", 1))
-    await client.call("subscribe", {"channel": "state:x", "event": "a.*"})
-    for event in ("a.2", "b.2"):
-        await manager.publish("state:x", event, 2)
-    answer = await client.call("subscribe", {"channel": "state:x", "event": "b.*", "position": position})
-    assert [message["event"] for message in answer["messages"]] == ["b.2"]
-    assert (await client.message())["event"] == "a.2"
-    await manager.publish("state:x", "b.3", 3)
-    assert (await client.message())["event"] == "b.3"
-
-
-async def test_history_is_read_in_pages_both_ways(serve: Serve, manager: SocketsManager) -> None:
-    """Each page says whether there are more; positions lead from one to the next."""
-    served = await serve(Stream, manager)
-    client = await served.connect()
-    for n in range(5):
-        await say(client, str(n))
-    page = await client.call("history", {"channel": "chat:a", "limit": 2})
-    assert (texts(page["messages"]), page["more"]) == (["0", "1"], True)
-    page = await client.call("history", {"channel": "chat:a", "since": page["messages"][-1]["position"]})
-    assert (texts(page["messages"]), page["more"]) == (["2", "3", "4"], False)
-    page = await client.call("history", {"channel": "chat:a", "limit": 2, "reverse": True})
-    assert (texts(page["messages"]), page["more"]) == (["4", "3"], True)
-    assert (await client.error("history", {"channel": "feed"}))["errors"] == {"channel": "the channel has no history"}
-    assert (await client.error("history", {"channel": "chat:a", "limit": 0}))["code"] == -32602
-
-
-async def test_a_key_publishes_once(serve: Serve, manager: SocketsManager) -> None:
-    """The second time gives the first position, and nobody gets it twice."""
-    served = await serve(Stream, manager)
-    client = await served.connect()
-    await client.call("subscribe", {"channel": "chat:a"})
-    first = await say(client, "once", key="k")
-    assert (await say(client, "twice", key="k"))["position"] == first["position"]
-    await say(client, "end")
-    assert texts([await client.message(), await client.message()]) == ["once", "end"]
-    error = await client.error("publish", {"channel": "live:a", "event": "said", "data": {"text": ""}, "key": "k"})
-    assert error["errors"] == {"key": "the channel has no history"}
-
-
-async def test_history_survives_the_last_listener(serve: Serve, manager: SocketsManager) -> None:
-    """Who comes when nobody is left reads what was said before."""
-    served = await serve(Stream, manager)
-    client = await served.connect()
-    position = (await client.call("subscribe", {"channel": "chat:a"}))["position"]
-    await client.ws.close()
-    await served.at_rest()
-    await manager.publish("chat:a", "said", Said(text="alone"))
-    client = await served.connect()
-    answer = await client.call("subscribe", {"channel": "chat:a", "position": position})
-    assert texts(answer["messages"]) == ["alone"]
-
-
-async def test_a_snapshot_comes_with_the_subscription_unless_all_was_recovered(
-    serve: Serve, manager: SocketsManager
-) -> None:
-    """It is the state from which the messages that follow lead on."""
-    served = await serve(Stream, manager)
-    client = await served.connect()
-    answer = await client.call("subscribe", {"channel": "state:x"})
-    assert answer["snapshot"] == {"room": "x"}
-    answer = await client.call("subscribe", {"channel": "state:x", "position": answer["position"]})
-    assert "snapshot" not in answer
-    answer = await client.call("subscribe", {"channel": "state:x", "position": "0.0."})
-    assert (answer["recovered"], answer["snapshot"]) == (False, {"room": "x"})
-
-
-async def test_what_no_topic_declares_is_refused(serve: Serve, manager: SocketsManager) -> None:
+async def test_what_no_topic_declares_is_refused(serve: Serve) -> None:
     """With topics, clients and server code have those channels, events and types, and no others."""
+    manager = SocketsManager(TOPICS)
     served = await serve(Stream, manager)
     client = await served.connect()
     for method in ("subscribe", "publish", "history"):
@@ -219,25 +78,34 @@ async def test_what_no_topic_declares_is_refused(serve: Serve, manager: SocketsM
         await manager.publish("live:a", "sung", Said(text=""))
 
 
-async def test_a_slow_client_reads_on_where_it_was(serve: Serve, manager: SocketsManager) -> None:
-    """It gets each message once and in order, while little waits for it, and is not closed."""
-    served = await serve(Small, manager)
-    client = await served.connect_raw()
-    client.frame(b'{"id": 1, "method": "subscribe", "payload": {"channel": "big"}}')
-    await client.read()
-    (websocket,) = manager.sockets
-    total, text = 1500, "x" * 4000
-    for n in range(total):
-        await manager.publish("big", "n", {"n": n, "text": text})
-        assert websocket.queued_bytes < 256 * 1024
-    assert manager.metrics.lagged
-    for n in range(total):
-        opcode, payload = await client.read()
-        assert opcode == 1
-        assert json.loads(payload)["data"]["n"] == n
-    await manager.publish("big", "n", {"n": total, "text": ""})
-    assert json.loads((await client.read())[1])["data"]["n"] == total
-    assert websocket.close_code is None
+async def test_what_needs_a_history_is_refused_without_one(serve: Serve) -> None:
+    """Keys and reading; the answer says which member is wrong."""
+    manager = SocketsManager(TOPICS)
+    served = await serve(Stream, manager)
+    client = await served.connect()
+    why = "the channel has no history"
+    assert (await client.error("history", {"channel": "feed"}))["errors"] == {"channel": why}
+    said = {"channel": "live:a", "event": "said", "data": {"text": ""}, "key": "k"}
+    assert (await client.error("publish", said))["errors"] == {"key": why}
+    with pytest.raises(ValueError, match="history"):
+        await manager.publish("feed", "n", None, key="k")
+    assert (await client.error("history", {"channel": "chat:a", "limit": 0}))["code"] == -32602
+
+
+async def test_an_answer_has_the_members_that_the_protocol_says(serve: Serve) -> None:
+    """Position, messages and whether there are more, and no others."""
+    served = await serve(Stream, SocketsManager(TOPICS))
+    client = await served.connect()
+    subscribed = await client.call("subscribe", {"channel": "chat:a"})
+    assert subscribed.keys() == {"subscribed", "position"}
+    data = {"text": "hi"}
+    published = await client.call("publish", {"channel": "chat:a", "event": "said", "data": data})
+    message = await client.message()
+    assert message == {"channel": "chat:a", "event": "said", "data": data, "position": published["position"]}
+    history = await client.call("history", {"channel": "chat:a"})
+    assert history == {"messages": [message], "position": published["position"], "more": False}
+    again = await client.call("subscribe", {"channel": "chat:a", "position": subscribed["position"]})
+    assert again == subscribed | {"position": published["position"], "recovered": True, "messages": [message]}
 
 
 async def test_one_kept_message_may_be_larger_than_what_may_wait(serve: Serve, manager: SocketsManager) -> None:
@@ -259,27 +127,3 @@ async def test_one_kept_message_may_be_larger_than_what_may_wait(serve: Serve, m
     frames = [json.loads((await client.read())[1]) for _ in range(2)]
     assert sorted(frame.get("id", 0) for frame in frames) == [0, 2]
     assert websocket.close_code is None
-
-
-async def test_a_slow_client_that_falls_out_of_the_history_is_told(serve: Serve, manager: SocketsManager) -> None:
-    """A gap notice comes before what is newer."""
-    served = await serve(Small, manager)
-    client = await served.connect_raw()
-    client.frame(b'{"id": 1, "method": "subscribe", "payload": {"channel": "chat:a"}}')
-    await client.read()
-    text = "x" * 4000
-    for n in range(500):
-        await manager.publish("chat:a", "said", Said(text=f"{n} {text}"))
-    await until(lambda: manager.metrics.lagged)
-    last, is_told, gaps = -1, False, 0
-    while last < 500:
-        message = json.loads((await client.read())[1])
-        if "notice" in message:
-            assert message["data"] == {"channel": "chat:a", "reason": "trimmed"}
-            is_told, gaps = True, gaps + 1
-            await manager.publish("chat:a", "said", Said(text=str(499 + gaps)))
-            continue
-        number = int(message["data"]["text"].split()[0])
-        assert number == last + 1 or (number > last and is_told)
-        last, is_told = number, False
-    assert gaps
