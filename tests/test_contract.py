@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis_server import Proxy, RedisServer
+from redis_server import Proxy, RedisCluster3, RedisServer
 
 import openapi_ws
 from openapi_ws import CannotSubscribe, LocalBroker, SocketsManager, Websocket
@@ -105,10 +105,26 @@ class OverRedis(Contract):
         return await asyncio.to_thread(leftovers_of, self.redis)
 
 
+class TestRedisCluster(OverRedis, BrokerContract):
+    """Three masters."""
+
+    cluster: RedisCluster3
+
+    @pytest.fixture(autouse=True)
+    def _reach(self, redis_cluster: RedisCluster3) -> None:
+        self.cluster, self.url = redis_cluster, redis_cluster.cluster_url
+
+    async def leftovers(self) -> Collection[object]:
+        """Those of all masters."""
+        return [left for server in self.cluster.servers for left in await asyncio.to_thread(leftovers_of, server)]
+
+
 def leftovers_of(server: RedisServer) -> list[bytes]:
     forever = [key for key in server.ask("KEYS", "*") if server.ask("PTTL", key) < 0]
+    kinds = ("CHANNELS", "SHARDCHANNELS")
+    channels = [channel for kind in kinds for channel in server.ask("PUBSUB", kind)]
     # Orders to all processes are heard as long as a process runs.
-    followed = [channel for channel in server.ask("PUBSUB", "CHANNELS") if not channel.endswith(b":ctl")]
+    followed = [channel for channel in channels if not channel.endswith(b":ctl")]
     return [*followed, *forever]
 
 
