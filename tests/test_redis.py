@@ -134,6 +134,44 @@ async def test_while_redis_is_away_only_what_needs_it_fails(
     assert (await speaker.call("subscribe", {"channel": f"{kind}:b"}))["subscribed"] == {f"{kind}:b": ["*"]}
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")],
+    ids=lambda refusal: str(refusal[0]),
+)
+async def test_a_redis_that_takes_no_writes_is_not_available(
+    own_redis: RedisServer, node: Start, refusal: tuple[str, str, str]
+) -> None:
+    """Out of memory, or without its replicas: publish says -32012, not that something here is wrong; then it works."""
+    served = await node(own_redis.url)
+    client = await served.connect()
+    await client.call("subscribe", {"channel": "log:a"})
+    setting, refusing, taking = refusal
+    own_redis.ask("CONFIG", "SET", setting, refusing)
+    assert (await say(client, "log:a", 1))["error"]["code"] == -32012
+    own_redis.ask("CONFIG", "SET", setting, taking)
+    assert "response" in await say(client, "log:a", 2)
+    assert (await client.message())["data"] == 2
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_lost_reply_publishes_once(
+    redis_server: RedisServer, redis_proxy: Proxy, node: Start, key: str | None
+) -> None:
+    """The message is found by its nonce, or by its key, and the publisher is told where it is."""
+    served = await node(redis_proxy.url)
+    other = await node(redis_server.url)
+    client = await other.connect()
+    await client.call("subscribe", {"channel": "log:a"})
+    for number in range(2):
+        redis_proxy.swallow_reply()
+        position = await served.manager.publish("log:a", "e", number, key=key and f"{key}{number}")
+        assert redis_proxy.swallowed.is_set()
+        message = await client.message()
+        assert (message["data"], message["position"]) == (number, position)
+        assert int(str(position).split(".")[1]) == number + 1
+
+
 FOREIGN = (
     b"", b"x", b"L", b"P", b"L{}", b"L{}\n", b"Lx\n1", b'L{"event":1}\n1', b'L{"event":"e"}\n', b"L\xff\n1",
     b"Pe.1.n\n{}", b"Pe.1.n.\xff\n{}", b'Pe.x.n.\n{"event":"e"}\n1', b'P..\n{"event":"e"}\n1', b'Q{"event":"e"}\n1',
