@@ -86,28 +86,32 @@ class TestQueueBroker(OneNode, LiveContract):
 
 
 class OverRedis(Contract):
-    """Each node has a broker of its own; *url* is where Redis is reached."""
+    """Each node has a broker of its own; *url* is where it reaches Redis."""
 
-    redis: RedisServer
+    servers: Sequence[RedisServer]
     url: str
 
     @pytest.fixture(autouse=True)
     def _reach(self, redis_server: RedisServer) -> None:
-        self.redis, self.url = redis_server, redis_server.url
+        self.servers, self.url = [redis_server], redis_server.url
+
+    def make(self, topics: Sequence[Topic]) -> SocketsManager:
+        return RedisBroker(self.url, topics=topics)
 
     async def broker(self, topics: Sequence[Topic]) -> SocketsManager:
-        broker = RedisBroker(self.url, topics=topics)
+        broker = self.make(topics)
         await broker.start()
         return broker
 
     async def leftovers(self) -> Collection[object]:
         """Subscriptions, and keys that would stay for ever."""
-        return await asyncio.to_thread(leftovers_of, self.redis)
+        found = [await asyncio.to_thread(leftovers_of, server) for server in self.servers]
+        return [each for left in found for each in left]
 
 
 def leftovers_of(server: RedisServer) -> list[bytes]:
-    forever = [key for key in server.ask("KEYS", "*") if server.ask("PTTL", key) < 0]
-    return [*server.ask("PUBSUB", "CHANNELS"), *forever]
+    forever = [key for key in server.ask("KEYS", "*") if server.ask("PTTL", key) == -1]
+    return [*server.ask("PUBSUB", "CHANNELS"), *server.ask("PUBSUB", "SHARDCHANNELS"), *forever]
 
 
 class TestRedis(OverRedis, BrokerContract):
@@ -115,12 +119,17 @@ class TestRedis(OverRedis, BrokerContract):
 
 
 class TestRedisFarAway(OverRedis, BrokerContract):
-    """Each reply comes later."""
+    """One node is behind the other: it is answered later, and its subscriptions take longest."""
 
     @pytest.fixture(autouse=True)
     def _slow(self, _reach: None, redis_proxy: Proxy) -> None:
-        redis_proxy.delay = 0.002
-        self.url = redis_proxy.url
+        redis_proxy.delay = 0.003
+        redis_proxy.detain = lambda data: 0.01 if b"subscribe" in data.lower() else 0.0
+        self.near, self.far = self.url, redis_proxy.url
+
+    def make(self, topics: Sequence[Topic]) -> SocketsManager:
+        self.near, self.far = self.far, self.near
+        return RedisBroker(self.far, topics=topics)
 
 
 class TestRedisCutOff(OverRedis, HistoryContract):
