@@ -236,6 +236,22 @@ async def test_a_lost_last_message_is_found(redis_server: RedisServer, redis_pro
     assert (await client.message())["data"] == "next"
 
 
+async def test_what_is_published_while_the_link_is_cut_comes_unasked(redis_server: RedisServer, node: Start) -> None:
+    """Though nothing follows that shows the gap: clients notice nothing, or get a notice where nothing is kept."""
+    served, other = await node(redis_server.url), await node(redis_server.url)
+    log, live = await served.connect(), await served.connect()
+    await log.call("subscribe", {"channel": "log:a"})
+    await live.call("subscribe", {"channel": "live:a"})
+    for number in range(3):
+        await until(lambda: served.manager.ready and other.manager.ready)
+        redis_server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+        await other.manager.publish("log:a", "e", number)
+        await other.manager.publish("live:a", "e", number)
+        assert (await log.message())["data"] == number
+        notice = await live.receive()
+        assert (notice["notice"], notice["data"]) == ("gap", {"channel": "live:a", "reason": "lost"})
+
+
 @KINDS
 async def test_a_channel_left_and_joined_within_a_second_stays_subscribed(
     redis_server: RedisServer, node: Start, kind: str
