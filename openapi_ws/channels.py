@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from .callbacks import Callbacks, CallbackType, is_cancelled
 from .errors import EncodeError, InvalidParams
-from .frames import text_frame
 from .outgoing import Pushed
 from .patterns import Pattern
 from .protocol import Dialect, Message, Notice
@@ -373,16 +372,17 @@ class Channels:
         channel = self._channels.get(message.channel)
         if channel is None:
             return []
-        pushed: dict[Dialect, Pushed] = {}
+        pushed: dict[Dialect | tuple[Dialect, int], Pushed] = {}
         callbacks: list[CallbackType] = []
         for listener in channel.listeners(message.event):
             if not isinstance(listener, Websocket):
                 callbacks.append(listener)
             elif listener is not exclude:
                 dialect = listener.push_dialect or listener.dialect
-                if dialect not in pushed:
-                    pushed[dialect] = text_frame(dialect.message(message)), message
-                listener.push(pushed[dialect])
+                form = (dialect, listener.window_bits) if listener.window_bits else dialect
+                if form not in pushed:
+                    pushed[form] = listener.frame(dialect.message(message)), message
+                listener.push(pushed[form])
         return callbacks
 
     async def _breathe(self, size: int) -> None:

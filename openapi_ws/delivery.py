@@ -12,7 +12,6 @@ import orjson
 
 from .channels import Channels
 from .errors import UnknownChannel
-from .frames import text_frame
 from .history import History, Page, Position
 from .members import Counts, Member
 from .memory import Memory
@@ -140,7 +139,7 @@ class Delivery:
         for entry in page.entries:
             message, since = Message.unpack(channel, entry), entry.position
             if self.channels.hears(websocket, message):
-                frames.append(text_frame(dialect.message(message)))
+                frames.append(websocket.frame(dialect.message(message)))
                 size -= len(frames[-1])
             if size <= 0:
                 break

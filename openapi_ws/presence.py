@@ -64,11 +64,10 @@ class Presence:
 
     if TYPE_CHECKING:
         max_queue_bytes: ClassVar[int]
+        websocket: Websocket
 
         @property
         def sockets(self) -> SocketsManager: ...  # noqa: D102  # WsPathMixin's
-        @property
-        def websocket(self) -> Websocket: ...  # noqa: D102  # WsPathMixin's
 
     async def member_info(self, channel: str) -> Any:
         """What others are told of this client's user in *channel*; asked when it comes there.

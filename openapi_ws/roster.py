@@ -78,7 +78,7 @@ class Roster:
         if websocket.attendee is None or websocket in self._here.get(channel, ()):
             return
         member = await websocket.attendee.introduce(channel)
-        if leaving := self._leaving.get((channel, websocket)):
+        while leaving := self._leaving.get((channel, websocket)):
             await asyncio.wait([leaving])
         if channel not in self._keeper.channels.get_subscribed(websocket):  # any more
             return
@@ -147,7 +147,7 @@ class Roster:
 
     def _tell(self, channel: str, notice: Notice) -> None:
         payloads: dict[Dialect, bytes] = {}
-        for websocket in self._here.get(channel, ()):
+        for websocket in tuple(self._here.get(channel, ())):
             dialect = websocket.push_dialect or websocket.dialect
             payload = payloads.get(dialect)
             if payload is None:

@@ -222,6 +222,8 @@ class Proxy:
         """Whatever comes, from either side, goes nowhere, and nobody is told."""
         self.delay = 0.0
         """Seconds that each reply takes longer."""
+        self.detain: Callable[[bytes], float] = lambda data: 0.0
+        """Seconds that what the server is asked takes longer."""
         self.alter: Callable[[bytes], bytes] = lambda data: data
         """Makes something else of what the server says."""
         self.links = 0
@@ -277,8 +279,8 @@ class Proxy:
                 self._swallow -= 1
                 self.swallowed.set()
                 break
-            if replies and self.delay:
-                await asyncio.sleep(self.delay)
+            if delay := self.delay if replies else self.detain(data):
+                await asyncio.sleep(delay)
             if not self.is_silent:
                 to.write(self.alter(data) if replies else data)
                 await to.drain()

@@ -16,7 +16,7 @@ from aiohttp import web
 from conftest import WAIT, Client, Serve, Served, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis_server import RedisServer
+from redis_server import RedisCluster3, RedisServer
 
 import openapi_ws
 from openapi_ws import Presence, Subscribe, Topic, WsPathMixin
@@ -57,8 +57,9 @@ class Sweeper(Node):
 
 
 @asynccontextmanager
-async def running(server: RedisServer, kind: type[Node] = Node) -> AsyncIterator[Node]:
-    node = kind(server.url, topics=[Topic("room:{name}", presence=True)])
+async def running(server: RedisServer | RedisCluster3, kind: type[Node] = Node) -> AsyncIterator[Node]:
+    url = server.cluster_url if isinstance(server, RedisCluster3) else server.url
+    node = kind(url, topics=[Topic("room:{name}", presence=True)])
     node._is_managed = True
     await node.start()
     try:
@@ -241,6 +242,28 @@ async def test_clients_of_a_killed_process_leave_in_time(serve: Serve, redis_ser
             frame = await ada.receive()
         await doomed.fall()
         assert (await ada.receive())["notice"] == "leave"
+
+
+async def test_all_masters_of_a_cluster_know_who_is_present(serve: Serve, redis_cluster: RedisCluster3) -> None:
+    """Each those of its channels; the keys of a channel, and what is told of it, are in one place."""
+    async with running(redis_cluster) as one, running(redis_cluster) as other:
+        ada = await (await serve(Stream, one)).connect("/stream?user=ada")
+        bob = await (await serve(Stream, other)).connect("/stream?user=bob")
+        rooms = {f"room:{number}" for number in range(24)}
+        for room in rooms:
+            await ada.call("subscribe", {"channel": room})
+            await bob.call("subscribe", {"channel": room})
+            assert await one.members(room, limit=10) == [("ada", b'"ada!"'), ("bob", b'"bob!"')]
+        assert all(server.ask("KEYS", "ows:pz:*") for server in redis_cluster.servers)
+        for notice in ("join", "leave"):
+            told = set[str]()
+            while told < rooms:
+                frame = ada.pushed.pop(0) if ada.pushed else await ada.receive()
+                if frame["notice"] == notice and "bob" in [member["user"] for member in frame["data"]["members"]]:
+                    told.add(frame["data"]["channel"])
+            await bob.ws.close()
+        await other.send_to("ada", "mail")
+        assert (await ada.message())["channel"] == "@user"
 
 
 async def test_who_redis_forgets_is_present_again(serve: Serve, redis_server: RedisServer) -> None:

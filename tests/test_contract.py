@@ -86,41 +86,31 @@ class TestQueueBroker(OneNode, LiveContract):
 
 
 class OverRedis(Contract):
-    """Each node has a broker of its own; *url* is where Redis is reached."""
+    """Each node has a broker of its own; *url* is where it reaches Redis."""
 
-    redis: RedisServer
+    servers: Sequence[RedisServer]
     url: str
 
     @pytest.fixture(autouse=True)
     def _reach(self, redis_server: RedisServer) -> None:
-        self.redis, self.url = redis_server, redis_server.url
+        self.servers, self.url = [redis_server], redis_server.url
+
+    def make(self, topics: Sequence[Topic]) -> SocketsManager:
+        return RedisBroker(self.url, topics=topics)
 
     async def broker(self, topics: Sequence[Topic]) -> SocketsManager:
-        broker = RedisBroker(self.url, topics=topics)
+        broker = self.make(topics)
         await broker.start()
         return broker
 
     async def leftovers(self) -> Collection[object]:
         """Subscriptions, and keys that would stay for ever."""
-        return await asyncio.to_thread(leftovers_of, self.redis)
-
-
-class TestRedisCluster(OverRedis, BrokerContract):
-    """Three masters."""
-
-    cluster: RedisCluster3
-
-    @pytest.fixture(autouse=True)
-    def _reach(self, redis_cluster: RedisCluster3) -> None:
-        self.cluster, self.url = redis_cluster, redis_cluster.cluster_url
-
-    async def leftovers(self) -> Collection[object]:
-        """Those of all masters."""
-        return [left for server in self.cluster.servers for left in await asyncio.to_thread(leftovers_of, server)]
+        found = [await asyncio.to_thread(leftovers_of, server) for server in self.servers]
+        return [each for left in found for each in left]
 
 
 def leftovers_of(server: RedisServer) -> list[bytes]:
-    forever = [key for key in server.ask("KEYS", "*") if server.ask("PTTL", key) < 0]
+    forever = [key for key in server.ask("KEYS", "*") if server.ask("PTTL", key) == -1]
     kinds = ("CHANNELS", "SHARDCHANNELS")
     channels = [channel for kind in kinds for channel in server.ask("PUBSUB", kind)]
     # Orders to all processes are heard as long as a process runs.
@@ -133,12 +123,17 @@ class TestRedis(OverRedis, BrokerContract):
 
 
 class TestRedisFarAway(OverRedis, BrokerContract):
-    """Each reply comes later."""
+    """One node is behind the other: it is answered later, and its subscriptions take longest."""
 
     @pytest.fixture(autouse=True)
     def _slow(self, _reach: None, redis_proxy: Proxy) -> None:
-        redis_proxy.delay = 0.002
-        self.url = redis_proxy.url
+        redis_proxy.delay = 0.003
+        redis_proxy.detain = lambda data: 0.01 if b"subscribe" in data.lower() else 0.0
+        self.near, self.far = self.url, redis_proxy.url
+
+    def make(self, topics: Sequence[Topic]) -> SocketsManager:
+        self.near, self.far = self.far, self.near
+        return RedisBroker(self.far, topics=topics)
 
 
 class TestRedisCutOff(OverRedis, HistoryContract):
@@ -164,3 +159,11 @@ def test_the_contract_needs_no_pytest() -> None:
     """Neither it nor the package imports what only tests have."""
     program = "import sys, openapi_ws.testing; sys.exit('pytest' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(openapi_ws.__file__).parent.parent)
+
+
+class TestRedisCluster(OverRedis, BrokerContract):
+    """Three masters."""
+
+    @pytest.fixture(autouse=True)
+    def _reach(self, redis_cluster: RedisCluster3) -> None:
+        self.servers, self.url = redis_cluster.servers, redis_cluster.cluster_url

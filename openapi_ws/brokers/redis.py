@@ -135,10 +135,10 @@ class RedisBroker(Attendance):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._store is not None:
-            await self._store.stop()
         if self._fleet is not None:
             await self._fleet.stop()
+        if self._store is not None:
+            await self._store.stop()
         for client in self._own:
             await client.aclose()
 
@@ -267,8 +267,8 @@ class RedisBroker(Attendance):
 
     def _deliver(self, feed: _Feed, entry: Entry) -> None:
         try:
-            _, head = Message.read(feed.channel, entry.data)
-            self._post(Message.unpack(feed.channel, entry), head)
+            message, head = Message.read(feed.channel, entry.data)
+            self._post(message.placed(entry), head)
         except ValueError as error:
             self._refuse(feed.channel, error)
 

@@ -200,7 +200,7 @@ class Contract:
 
     @asynccontextmanager
     async def nodes(self) -> AsyncIterator[tuple[Node, Node]]:
-        """The two nodes; all ends with the block."""
+        """The two nodes; all ends with the block, and then no `leftovers` are."""
         brokers: list[SocketsManager] = []
         nodes: list[Node] = []
         try:
@@ -216,6 +216,11 @@ class Contract:
                 await node.stop()
             for sockets in brokers:
                 await self.stop(sockets)
+        await until(self.is_empty)
+
+    async def is_empty(self) -> bool:
+        """There are no `leftovers`."""
+        return not await self.leftovers()
 
 
 async def publish(node: Node, channel: str, event: str, count: int) -> list[str]:
