@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from .callbacks import Callbacks, CallbackType, is_cancelled
 from .errors import EncodeError, InvalidParams
+from .frames import text_frame
 from .outgoing import Pushed
 from .patterns import Pattern
 from .protocol import Dialect, Message, Notice
@@ -362,10 +363,11 @@ class Channels:
             self._callbacks.post(callbacks, message)
 
     def tell(self, channel_name: str, notice: Notice) -> None:
-        """Send *notice* to all clients on a channel."""
+        """Send *notice* to all clients on a channel, each after the messages that wait for it."""
         channel = self._channels.get(channel_name)
         for websocket in channel.clients() if channel is not None else ():
-            websocket.notify(notice)
+            dialect = websocket.push_dialect or websocket.dialect
+            websocket.push((text_frame(dialect.notice(notice)), Message(channel_name, "", b"")))
 
     def _fan_out(self, message: Message, exclude: Websocket | None) -> list[CallbackType]:
         """Hand *message* to the clients who listen; the callbacks that are left."""

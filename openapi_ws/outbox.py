@@ -66,7 +66,8 @@ class Outbox:
 
         One message alone always fits.
         """
-        key = (self._policy.key(message),) if self._policy.key else next(self._numbers)
+        is_notice = not message.data
+        key = (self._policy.key(message),) if self._policy.key and not is_notice else next(self._numbers)
         if replaced := self._waiting.get(key):
             self._forget(*replaced)
         self._waiting[key] = frame, message

@@ -180,6 +180,11 @@ class Outgoing:
         if self._outbox:
             self._outbox.discard(is_unwanted)
 
+    def forget(self, channel: str) -> None:
+        """Owe the client nothing more of *channel*, which it is not on: a subscription that begins knows where."""
+        if self._lagging:
+            self._lagging.pop(channel, None)
+
     async def drain(self) -> None:
         """Return when the client keeps up: what was sent is out, but for what the transport always holds.
 
@@ -291,7 +296,8 @@ class Outgoing:
             return False
         lagging = self._lagging = self._lagging or {}
         if message.channel not in lagging:
-            if self._outbox is None or self._outbox.size + size <= self._high:
+            room = min(self._high, self.max_queue_bytes - waiting(self._transport))
+            if self._outbox is None or self._outbox.size + size <= room:
                 return False
             lagging[message.channel] = message.before
             self.metrics.lagged += 1
@@ -331,12 +337,16 @@ class Outgoing:
         except Exception as error:
             logger.warning("%s cannot catch up in %r, tried again in %s s: %r", self, channel, RETRY, error)
             until = self._loop.time() + RETRY
-            while self._loop.time() < until and not self._outbox and self.close_code is None:  # noqa: ASYNC110  # see POLL
+            while self._loop.time() < until and not self._outbox and self.close_code is None:  # noqa: ASYNC110  # POLL
                 await asyncio.sleep(POLL)
             return
+        if lagging.get(channel) is not since:  # it has left the channel, and perhaps come back to it, meanwhile
+            return
         if caught.since is None:
-            lagging.pop(channel, None)
-        elif channel in lagging:  # and not unsubscribed meanwhile
+            del lagging[channel]
+            # What this turn of the loop has brought is among the frames already.
+            self._pushes = [(f, m) for f, m in self._pushes if m.channel != channel or m.before is None]
+        else:
             lagging[channel] = caught.since
         if self.close_code is None:
             dialect = self.push_dialect or self.dialect

@@ -100,7 +100,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Message:
-    """What a channel carries; *data* is JSON already, encoded once for all who listen."""
+    """What a channel carries; *data* is JSON already, encoded once for all who listen. With none, it is a notice."""
 
     channel: str
     event: str

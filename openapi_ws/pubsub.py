@@ -94,7 +94,26 @@ async def listen(
         await _appear(sockets, websocket, channel, name if is_new else None)
     except BaseException:
         websocket.push_dialect = before
+        _drop_unheard(channels, websocket, channel)
         raise
+
+
+def _drop_unheard(channels: Channels, websocket: Websocket, channel: str) -> None:
+    """Drop the messages of *channel* that wait, as far as the client is not subscribed to them any more.
+
+    Without this, one whose subscription has failed in the end would get what came meanwhile, and take its position.
+    """
+    heard: dict[str, bool] = {}
+
+    def is_unwanted(message: Message) -> bool:
+        if message.channel != channel or not message.data:  # a notice has none
+            return False
+        # Asked once for all messages of an event: thousands may wait.
+        if message.event not in heard:
+            heard[message.event] = channels.hears(websocket, message)
+        return not heard[message.event]
+
+    websocket.discard(is_unwanted)
 
 
 async def _appear(sockets: SocketsManager, websocket: Websocket, channel: str, new: str | None) -> None:
@@ -166,12 +185,15 @@ class Subscribe:
         """
         topic = self.sockets.topic_of(payload.channel)
         before = self.channels.get_subscribed(self.websocket).get(payload.channel, [])
+        if not before:
+            self.websocket.forget(payload.channel)
         await listen(self.sockets, self.websocket, payload.channel, payload.event, self.max_subscriptions)
         try:
             found = await self._find_missed(topic, payload, before) if topic else {}
         except BaseException:
             if (payload.event or "*") not in before:
                 self.channels.discard(payload.channel, payload.event or "*", self.websocket)
+                _drop_unheard(self.channels, self.websocket, payload.channel)
             raise
         return {"subscribed": self.channels.get_subscribed(self.websocket), **found}
 
@@ -235,17 +257,7 @@ class Subscribe:
         """End a subscription; answers what is left of them."""
         self.websocket.flush()  # what was published before goes out before the answer
         await self.channels.unregister(payload.channel, payload.event, self.websocket)
-        heard: dict[str, bool] = {}
-
-        def is_unwanted(message: Message) -> bool:
-            if message.channel != payload.channel:
-                return False
-            # Asked once for all messages of an event: thousands may wait.
-            if message.event not in heard:
-                heard[message.event] = self.channels.hears(self.websocket, message)
-            return not heard[message.event]
-
-        self.websocket.discard(is_unwanted)
+        _drop_unheard(self.channels, self.websocket, payload.channel)
         return {"subscribed": self.channels.get_subscribed(self.websocket)}
 
 

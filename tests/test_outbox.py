@@ -17,7 +17,7 @@ def fill(policy: SlowConsumer, messages: list[tuple[str, int]]) -> tuple[Outbox,
     outbox, fits = Outbox(policy), True
     for number, (event, size) in enumerate(messages):
         frame = b"%04d" % number + b"x" * size
-        fits = outbox.add(frame, Message("c", event, b""), LIMIT) and fits
+        fits = outbox.add(frame, Message("c", event, b"0"), LIMIT) and fits
     return outbox, fits
 
 
