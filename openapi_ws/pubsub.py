@@ -166,14 +166,22 @@ class Subscribe:
         """
         topic = self.sockets.topic_of(payload.channel)
         before = self.channels.get_subscribed(self.websocket).get(payload.channel, [])
+        try:
+            found = await self._begin(topic, payload, before)
+        except BaseException:
+            # What came meanwhile is not this client's: without this, it would see messages from behind a hole.
+            self._drop_unheard(payload.channel)
+            raise
+        return {"subscribed": self.channels.get_subscribed(self.websocket), **found}
+
+    async def _begin(self, topic: Topic | None, payload: Subscription, before: list[str]) -> dict[str, Any]:
         await listen(self.sockets, self.websocket, payload.channel, payload.event, self.max_subscriptions)
         try:
-            found = await self._find_missed(topic, payload, before) if topic else {}
+            return await self._find_missed(topic, payload, before) if topic else {}
         except BaseException:
             if (payload.event or "*") not in before:
                 self.channels.discard(payload.channel, payload.event or "*", self.websocket)
             raise
-        return {"subscribed": self.channels.get_subscribed(self.websocket), **found}
 
     async def _find_missed(self, topic: Topic, payload: Subscription, before: list[str]) -> dict[str, Any]:
         """What a subscriber is told beside its subscriptions; what it is given here does not come again."""
@@ -235,10 +243,15 @@ class Subscribe:
         """End a subscription; answers what is left of them."""
         self.websocket.flush()  # what was published before goes out before the answer
         await self.channels.unregister(payload.channel, payload.event, self.websocket)
+        self._drop_unheard(payload.channel)
+        return {"subscribed": self.channels.get_subscribed(self.websocket)}
+
+    def _drop_unheard(self, channel: str) -> None:
+        """Drop what waits for the client of *channel* and it does not listen to any more."""
         heard: dict[str, bool] = {}
 
         def is_unwanted(message: Message) -> bool:
-            if message.channel != payload.channel:
+            if message.channel != channel:
                 return False
             # Asked once for all messages of an event: thousands may wait.
             if message.event not in heard:
@@ -246,7 +259,6 @@ class Subscribe:
             return not heard[message.event]
 
         self.websocket.discard(is_unwanted)
-        return {"subscribed": self.channels.get_subscribed(self.websocket)}
 
 
 def readable(message: Message) -> dict[str, Any]:
