@@ -77,9 +77,6 @@ class Channel:
     def __len__(self) -> int:
         return len(self._events)
 
-    def __contains__(self, event: str) -> bool:
-        return event in self._events
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._events)
 

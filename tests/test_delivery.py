@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
-from conftest import Serve, until
+from conftest import WAIT, Serve, until
 from pydantic import BaseModel
 
 from openapi_ws import LocalBroker, Publish, SocketsManager, Subscribe, WsPathMixin
 from openapi_ws.brokers.redis import RedisBroker
-from openapi_ws.errors import UnknownChannel
+from openapi_ws.errors import RpcError, UnknownChannel
 from openapi_ws.history import History
 from openapi_ws.topics import Topic
 
@@ -23,11 +25,22 @@ class Said(BaseModel):
     text: str
 
 
+LOADING: list[asyncio.Event] = []
+
+
+async def fail(room: str) -> None:
+    """No state, in the end."""
+    LOADING[0].set()
+    await LOADING[1].wait()
+    raise RpcError(5, room)
+
+
 CHAT = Topic("chat:{room}", data=Said, history=History(size=5, ttl=60), publish=True)
+STATELESS = Topic("stateless:{room}", history=History(), snapshot=fail)
 LIVE = Topic("live:{room}", events={"said": Said}, publish=True)
 FEED = Topic("feed")
 BIG = Topic("big", history=History(size=2000))
-TOPICS = [CHAT, LIVE, FEED, BIG]
+TOPICS = [CHAT, LIVE, FEED, BIG, STATELESS]
 
 
 class Stream(WsPathMixin, Subscribe, Publish, web.View):
@@ -55,6 +68,29 @@ async def manager(request: pytest.FixtureRequest) -> AsyncIterator[SocketsManage
             await broker.start()
             yield broker
             await broker.stop()
+
+
+async def test_a_subscribe_that_fails_leaves_no_messages_behind(serve: Serve, manager: SocketsManager) -> None:
+    """Those that came while it was made would be from behind a hole that nobody has told of."""
+    LOADING[:] = asyncio.Event(), asyncio.Event()
+    served = await serve(Stream, manager)
+    client = await served.connect()
+    delivered = asyncio.Event()
+
+    async def listener(*_: Any) -> None:
+        delivered.set()
+
+    await manager.channels.register("stateless:a", None, listener)
+    await client.send({"id": 1, "method": "subscribe", "payload": {"channel": "stateless:a"}})
+    await asyncio.wait_for(LOADING[0].wait(), WAIT)
+    await manager.publish("stateless:a", "e", "unheard")
+    await asyncio.wait_for(delivered.wait(), WAIT)
+    LOADING[1].set()
+    assert (await client.receive())["error"]["code"] == 5
+    await client.call("subscribe", {"channel": "chat:a"})
+    await manager.publish("chat:a", "said", Said(text="heard"))
+    assert (await client.message())["data"] == {"text": "heard"}
+    await manager.channels.unregister("stateless:a", None, listener)
 
 
 async def test_what_no_topic_declares_is_refused(serve: Serve) -> None:
