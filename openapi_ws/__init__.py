@@ -16,6 +16,7 @@ from .history import History, Position
 from .manager import SocketsManager, WsHandlerType
 from .outbox import conflate, disconnect, drop_oldest
 from .path import WsPathMixin
+from .presence import Presence
 from .pubsub import Publish, Subscribe
 from .rpc import ws_rpc
 from .topics import Topic
@@ -33,6 +34,7 @@ __all__ = [
     "InvalidParams",
     "LocalBroker",
     "Position",
+    "Presence",
     "Publish",
     "RpcError",
     "SetupError",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from .callbacks import Callbacks, CallbackType, is_cancelled
 from .errors import EncodeError, InvalidParams
-from .frames import text_frame
 from .outgoing import Pushed
 from .patterns import Pattern
 from .protocol import Dialect, Message, Notice
@@ -145,6 +144,8 @@ class Channels:
         self.sockets = sockets
         self.dropped = 0
         """Messages of the broker that were dropped because they were not messages."""
+        self.on_left: Callable[[str, Listener], None] = lambda channel, listener: None
+        """Called when a listener is off the last event of a channel."""
         self._channels: dict[str, Channel] = {}
         self._subscribed: dict[Listener, dict[str, dict[str, _Entry]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -255,8 +256,7 @@ class Channels:
         channels = self._subscribed.get(listener, {})
         events = channels.get(channel_name, {})
         events.pop(name, None)
-        if not events:
-            channels.pop(channel_name, None)
+        is_off = not events and channels.pop(channel_name, None) is not None
         if not channels:
             self._subscribed.pop(listener, None)
         if (channel := self._channels.get(channel_name)) is not None:
@@ -265,6 +265,8 @@ class Channels:
                 del self._channels[channel_name]
             elif not channel:
                 self._settle_soon(channel)
+        if is_off:
+            self.on_left(channel_name, listener)
 
     # -- what the broker does ---------------------------------------------------------------------------------
 
@@ -370,16 +372,17 @@ class Channels:
         channel = self._channels.get(message.channel)
         if channel is None:
             return []
-        pushed: dict[Dialect, Pushed] = {}
+        pushed: dict[Dialect | tuple[Dialect, int], Pushed] = {}
         callbacks: list[CallbackType] = []
         for listener in channel.listeners(message.event):
             if not isinstance(listener, Websocket):
                 callbacks.append(listener)
             elif listener is not exclude:
                 dialect = listener.push_dialect or listener.dialect
-                if dialect not in pushed:
-                    pushed[dialect] = text_frame(dialect.message(message)), message
-                listener.push(pushed[dialect])
+                form = (dialect, listener.window_bits) if listener.window_bits else dialect
+                if form not in pushed:
+                    pushed[form] = listener.frame(dialect.message(message)), message
+                listener.push(pushed[form])
         return callbacks
 
     async def _breathe(self, size: int) -> None:

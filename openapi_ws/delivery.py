@@ -12,11 +12,12 @@ import orjson
 
 from .channels import Channels
 from .errors import UnknownChannel
-from .frames import text_frame
 from .history import History, Page, Position
+from .members import Counts, Member
 from .memory import Memory
 from .outgoing import Caught
 from .protocol import Message, Notice
+from .roster import Rolls, Roster
 from .topics import Topic, Topics
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Delivery"]
 
+USER = "@user"
+"""The channel that a message to one user is said to come on; there is no such channel."""
 PAGE = 50
 """Messages that a client which lags is given at once."""
 
@@ -40,7 +43,19 @@ class Delivery:
     @cached_property
     def channels(self) -> Channels:
         """The channels that somebody in this process listens to."""
-        return Channels(self)
+        channels = Channels(self)
+        channels.on_left = self.roster.left
+        return channels
+
+    @cached_property
+    def roster(self) -> Roster:
+        """The clients of this process that are present in channels."""
+        return Roster(self)
+
+    @cached_property
+    def rolls(self) -> Rolls:
+        """Who is present, where this process is all there is."""
+        return Rolls(self.roster.hear)
 
     @cached_property
     def memory(self) -> Memory:
@@ -51,12 +66,12 @@ class Delivery:
         """The topic of *channel*, or None where no topics are declared.
 
         Raises:
-            UnknownChannel: topics are declared, and it is of none of them.
+            UnknownChannel: topics are declared, and it is of none of them; or it is `USER`.
         """
-        if not len(self.topics):
+        if not len(self.topics) and channel != USER:
             return None
         topic = self.topics.find(channel)
-        if topic is None:
+        if topic is None or channel == USER:
             raise UnknownChannel
         return topic
 
@@ -95,17 +110,21 @@ class Delivery:
             BrokerUnavailable: the broker cannot be reached; with *may_have_run*, the message may be out nevertheless.
             EncodeError: JSON cannot hold *data*; nobody has got anything.
         """
-        topic = self.topic_of(channel)
-        if topic is None:
-            message = Message.of(channel, event, data)
-        else:
-            message = Message(channel, event or "", topic.validate(event or "", data))
-        if topic is not None and topic.history is not None:
-            return str(await self.append(message, topic.history, key=key, exclude=exclude))
-        if key is not None:
-            raise ValueError(f"a key needs a channel with history, which {channel!r} is not")
+        message, history = self.topics.message(channel, event, data, key=key)
+        if history is not None:
+            return str(await self.append(message, history, key=key, exclude=exclude))
         await self.emit(message, exclude=exclude)
         return None
+
+    async def appear(self, websocket: Websocket, channel: str) -> None:
+        """Show *websocket*, which has come to *channel*, to those who are there, if both its view and its topic say so.
+
+        Raises:
+            BrokerUnavailable: nobody can be told; it is not present.
+        """
+        topic = self.topics.find(channel)
+        if topic is not None and topic.presence:
+            await self.roster.enter(websocket, channel)
 
     async def backlog(self, websocket: Websocket, channel: str, since: Position, size: int) -> Caught:
         """The next messages after *since* for a client that lags, as `Outgoing` asks for them."""
@@ -120,7 +139,7 @@ class Delivery:
         for entry in page.entries:
             message, since = Message.unpack(channel, entry), entry.position
             if self.channels.hears(websocket, message):
-                frames.append(text_frame(dialect.message(message)))
+                frames.append(websocket.frame(dialect.message(message)))
                 size -= len(frames[-1])
             if size <= 0:
                 break
@@ -184,6 +203,22 @@ class Delivery:
 
     async def unsubscribe(self, channel: str) -> None:
         """End what `subscribe` began: the last listener has left. If it fails, it is called again."""
+
+    async def enter(self, channel: str, member: Member) -> None:
+        """*member* is present in *channel*, or its info is another; `Roster.hear` is told what that changes."""
+        self.rolls.enter(channel, member)
+
+    async def leave(self, channel: str, member: Member, *, linger: float = 0.0) -> None:
+        """*member* has left *channel*, or is going to in *linger* seconds unless it enters again."""
+        self.rolls.leave(channel, member, linger)
+
+    async def members(self, channel: str, *, limit: int, after: str | None = None) -> list[tuple[str, bytes]]:
+        """At most *limit* users present in *channel*, with their info as JSON, by name, beyond the user *after*."""
+        return self.rolls.page(channel, limit, after)
+
+    async def member_counts(self, channel: str) -> Counts:
+        """How many connections, and users, are present in *channel*."""
+        return self.rolls.counts(channel)
 
 
 def gap_notice(channel: str, *, reason: str) -> Notice:

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
-__all__ = ["can_be_sent", "close_frame", "ping_frame", "pong_frame", "text_frame"]
+__all__ = ["can_be_sent", "close_frame", "deflated_frame", "ping_frame", "pong_frame", "text_frame"]
 
 TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
 """First bytes: FIN and the opcode (§5.2)."""
 REGISTERED = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
+COMPRESSED = 0x40
+"""RSV1 in the first byte (RFC 7692 §6)."""
 REASON_LIMIT = 123
 """Bytes of a close reason: a control frame holds 125 (§5.5), two of them the code."""
 
 
-def text_frame(payload: bytes) -> bytes:
-    """A whole, unmasked text frame (§5.2) of UTF-8 *payload*."""
+def text_frame(payload: bytes, first: int = TEXT) -> bytes:
+    """A whole, unmasked text frame (§5.2) of UTF-8 *payload*; *first* is its first byte."""
     size = len(payload)
     if size < 126:
-        return b"%c%c%b" % (TEXT, size, payload)
+        return b"%c%c%b" % (first, size, payload)
     if size < 65536:
-        return b"%c\x7e%b%b" % (TEXT, struct.pack("!H", size), payload)
-    return b"%c\x7f%b%b" % (TEXT, struct.pack("!Q", size), payload)
+        return b"%c\x7e%b%b" % (first, struct.pack("!H", size), payload)
+    return b"%c\x7f%b%b" % (first, struct.pack("!Q", size), payload)
+
+
+def deflated_frame(payload: bytes, window_bits: int) -> bytes:
+    """A text frame of *payload*, compressed (RFC 7692 §7.2.1) with a window of 2 ** *window_bits*, 9 to 15.
+
+    It depends on no frame before it, whatever was negotiated: so many clients may share it.
+    """
+    deflate = zlib.compressobj(1, zlib.DEFLATED, -window_bits)
+    data = deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    return text_frame(data[:-4], TEXT | COMPRESSED)
 
 
 def can_be_sent(code: int) -> bool:

@@ -304,12 +304,16 @@ class Follower:
                 return "deliver"
             if self._knows(entry):
                 return "duplicate"
-        self.suspect()
+        self.is_healing = True
         self._keep(entry)
         return "heal"
 
     def suspect(self) -> None:
-        """Deliver nothing before a page was read: pushes may be lost, e.g. because the connection was."""
+        """Deliver nothing before a page was read: pushes may be lost, e.g. because the connection was.
+
+        While it heals, that is another page than the one that may be on its way: what was lost may be newer.
+        """
+        self._missed = self.is_healing
         self.is_healing = True
 
     def heal(self, page: Page) -> Healed:

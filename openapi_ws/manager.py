@@ -8,15 +8,18 @@ import logging
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import cached_property
 from typing import Any, Self
 
+import orjson
 from aiohttp import web
 
-from .delivery import Delivery
+from .delivery import USER, Delivery
+from .frames import close_frame, text_frame
 from .metrics import Metrics
-from .outgoing import Flusher
+from .outgoing import Flusher, Pushed
+from .protocol import VERSION, Dialect, Message
 from .websocket import Websocket
 
 __all__ = ["SocketsManager", "Websocket", "WsHandlerType"]
@@ -25,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 WsHandlerType = Callable[[str, Any], None]
 
-RESTART = 1012
+RESTART, KICKED = 1012, 4503
 DRAIN_RATE = 500
 """Clients that are asked to leave in a second."""
 DEPARTURE_TIMEOUT = 10.0
@@ -110,6 +113,10 @@ class SocketsManager(Delivery):
     def _departures(self) -> set[asyncio.Task[None]]:
         return set()
 
+    @cached_property
+    def _owned(self) -> dict[str, set[Websocket]]:
+        return {}
+
     def add(self, ws: Websocket) -> None:
         """Count *ws* in."""
         if not self._is_managed:
@@ -119,10 +126,16 @@ class SocketsManager(Delivery):
                 'write app["web_sockets"] = %s.for_app(app)', type(self).__name__, type(self).__name__,
             )  # fmt: skip
         self.sockets.add(ws)
+        if ws.identity is not None:
+            self._owned.setdefault(ws.identity, set()).add(ws)
 
     def remove(self, ws: Websocket) -> None:
         """Count *ws* out."""
         self.sockets.discard(ws)
+        if ws.identity is not None and (owned := self._owned.get(ws.identity)) is not None:
+            owned.discard(ws)
+            if not owned:
+                del self._owned[ws.identity]
 
     async def see_off(self, departure: Coroutine[Any, Any, None]) -> None:
         """Run the *departure* of one client to its end, also if who asks for it is cancelled meanwhile."""
@@ -134,11 +147,13 @@ class SocketsManager(Delivery):
     async def departed(self) -> None:
         """Return when the last departure has ended; each has its bounds, so a cancellation waits for them, too."""
         cancelled = None
-        while self._departures:
+        while departures := {*self._departures, *self.roster.departures}:
             try:
-                await asyncio.wait(self._departures)
+                await asyncio.wait(departures)
             except asyncio.CancelledError as error:
                 cancelled = error
+        self.roster.close()
+        self.rolls.close()
         if cancelled is not None:
             raise cancelled
 
@@ -152,6 +167,62 @@ class SocketsManager(Delivery):
             "queued_bytes": sum(ws.queued_bytes for ws in self.sockets),
             **info,
         }
+
+    # -- one user ---------------------------------------------------------------------------------------------
+
+    async def send_to(self, identity: str, event: str, data: Any = None) -> int | None:
+        """Send a message to all clients of one *identity*, as their views give it, in whichever process they are.
+
+        They get it as a message of the channel ``@user``, live: who is not connected does not get it. It returns how
+        many were sent it, or None where the broker cannot know.
+
+        Raises:
+            EncodeError: JSON cannot hold *data*.
+            BrokerUnavailable: the broker cannot be reached.
+        """
+        message = Message.of(USER, event, data)
+        return await self._order("send", identity, event=message.event, data=message.data.decode())
+
+    async def close(self, *, identity: str, code: int = KICKED, reason: str = "kicked") -> int | None:
+        """Close all clients of one *identity*, in whichever process they are; how many, or None as `send_to`.
+
+        It does not wait for the ends of the connections. 4503 tells clients to stay away; nothing else keeps them.
+
+        Raises:
+            ValueError: *code* is none that a frame may carry.
+            BrokerUnavailable: the broker cannot be reached.
+        """
+        close_frame(code, reason)  # a wrong code is refused here, not in the other processes
+        return await self._order("close", identity, code=code, reason=reason)
+
+    async def _order(self, op: str, identity: str, **members: Any) -> int | None:
+        return await self.spread(orjson.dumps({"v": VERSION, "op": op, "identity": identity, **members}))
+
+    async def spread(self, order: bytes) -> int | None:
+        """Let every process `obey` *order*: a broker overrides it; to how many sockets, None if nobody can know."""
+        return self.obey(order)
+
+    def obey(self, order: bytes) -> int:
+        """Do to the sockets of this process what *order* says, as `send_to` and `close` write it; how many it was.
+
+        Raises:
+            ValueError: it is no order.
+        """
+        said = orjson.loads(order)
+        try:
+            if said["v"] != VERSION:
+                raise ValueError(f"unknown version {said['v']!r}")
+            websockets = tuple(self._owned.get(said["identity"], ()))
+            if said["op"] == "send":
+                _push(websockets, Message(USER, said["event"], said["data"].encode()))
+            elif said["op"] == "close":
+                for websocket in websockets:
+                    websocket.close_soon(said["code"], said["reason"])
+            else:
+                raise ValueError(f"unknown op {said['op']!r}")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no order: {error!r}") from error
+        return len(websockets)
 
     # -- who may come, and how they go ------------------------------------------------------------------------
 
@@ -216,6 +287,15 @@ class SocketsManager(Delivery):
         self.is_closing = True
         await asyncio.gather(*(ws.close(code, reason) for ws in tuple(self.sockets)))
         await self.channels.clear()
+
+
+def _push(websockets: Iterable[Websocket], message: Message) -> None:
+    pushed: dict[Dialect, Pushed] = {}
+    for websocket in websockets:
+        dialect = websocket.push_dialect or websocket.dialect
+        if dialect not in pushed:
+            pushed[dialect] = text_frame(dialect.message(message)), message
+        websocket.push(pushed[dialect])
 
 
 async def _unless_hurried(work: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 from aiohttp.abc import AbstractStreamWriter
 
-from .frames import text_frame
+from .frames import deflated_frame, text_frame
 from .history import Position
 from .metrics import Metrics
 from .outbox import Outbox, SlowConsumer
@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.01
 """Seconds between two looks at what tells no other way that it has changed."""
+COMPRESS_FROM = 1024
+"""Bytes of a message that is worth compressing."""
+MIN_WINDOW = 8
+"""zlib makes no window of 8 bits: who asks for it gets its frames uncompressed, which is as legal (RFC 7692 §6)."""
 RETRY = 1.0
 """Seconds until a history that could not be read is asked again."""
 SLOW_CONSUMER, INTERNAL_ERROR = 4008, 1011
@@ -87,7 +91,7 @@ class Outgoing:
     __slots__ = (
         "_answers", "_flusher", "_flushing", "_held", "_held_bytes", "_high", "_lagging", "_large", "_loop", "_outbox",
         "_pump", "_pushes", "_transport", "_writer", "_written", "backlog", "close_code", "dialect",
-        "max_queue_bytes", "metrics", "push_dialect", "slow_consumer",
+        "max_queue_bytes", "metrics", "push_dialect", "slow_consumer", "window_bits",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +110,8 @@ class Outgoing:
         """The dialect of messages: the one the client subscribed in; before it has, the one it spoke last."""
         self.close_code: int | None = None
         """Why the connection ends, once it does: this side's code, the client's, or 1006."""
+        self.window_bits = 0
+        """The client takes compressed frames, of a window of so many bits; 0 is no compression."""
         self.backlog: Backlog | None = None
         """Reads what the client has missed of a channel with history; with none, such a channel is like any other."""
         self.metrics, self.max_queue_bytes, self.slow_consumer = metrics, max_queue_bytes, slow_consumer
@@ -140,12 +146,18 @@ class Outgoing:
         """Send an answer: the UTF-8 JSON *payload* of one text frame, if any. It never waits."""
         if payload is None:
             return
-        self._answers.append(text_frame(payload))
+        self._answers.append(self.frame(payload) if self.window_bits else text_frame(payload))
         if len(payload) > self._high:
             self._allow(len(payload))
         if not self._flushing:
             self._flushing = True
             self._flusher.add(self)
+
+    def frame(self, payload: bytes) -> bytes:
+        """A whole frame of *payload* as this client takes it: compressed if that was agreed on, and is worth it."""
+        if self.window_bits > MIN_WINDOW and len(payload) > COMPRESS_FROM:
+            return deflated_frame(payload, self.window_bits)
+        return text_frame(payload)
 
     def notify(self, notice: Notice) -> None:
         """Tell the client something about its connection; a notice goes before the messages of its tick."""
@@ -318,7 +330,9 @@ class Outgoing:
             caught = await self.backlog.backlog(self, channel, since, self._high)
         except Exception as error:
             logger.warning("%s cannot catch up in %r, tried again in %s s: %r", self, channel, RETRY, error)
-            await asyncio.sleep(RETRY)
+            until = self._loop.time() + RETRY
+            while self._loop.time() < until and not self._outbox and self.close_code is None:  # noqa: ASYNC110  # see POLL
+                await asyncio.sleep(POLL)
             return
         if caught.since is None:
             lagging.pop(channel, None)

@@ -15,9 +15,9 @@ from aiohttp.abc import AbstractStreamWriter, AbstractView
 from .calls import Calls
 from .channels import Channels
 from .errors import SetupError
-from .frames import text_frame
 from .manager import DEPARTURE_TIMEOUT, SocketsManager
 from .outbox import SlowConsumer, disconnect
+from .presence import Presence
 from .protocol import HOUSE, JSONRPC, Call, Message
 from .pubsub import listen
 from .pulse import Pulse
@@ -66,6 +66,9 @@ class WsPathMixin(metaclass=_Collecting):
     """Calls of one socket that may be in flight; the next is answered -32005."""
     max_frame_size: ClassVar[int] = 64 * 1024
     """Bytes of a message from a client; a larger one closes the socket with 1009."""
+    compress: ClassVar[bool] = False
+    """Messages above 1 KiB are compressed for clients that ask for permessage-deflate (RFC 7692), once for all who get
+    the same. It costs CPU time in the event loop, and 100 KB for each client that sends compressed messages."""
     max_subscriptions: ClassVar[int] = 128
     """Events that a client may subscribe to, those that it was joined to counted; the next is answered -32005."""
     max_queue_bytes: ClassVar[int] = 1024 * 1024
@@ -156,7 +159,7 @@ class WsPathMixin(metaclass=_Collecting):
         Raises:
             CannotSubscribe: the broker has no such channel.
         """
-        await listen(self.channels, self.websocket, channel, event)
+        await listen(self.sockets, self.websocket, channel, event)
 
     async def leave(self, channel: str) -> None:
         """Take this client off a channel, all events of it; nothing happens if the client is not on it."""
@@ -174,7 +177,7 @@ class WsPathMixin(metaclass=_Collecting):
         message = Message.of(channel, event, data)
         dialect = self.websocket.push_dialect or self.websocket.dialect
         await self.websocket.drain()  # before, too: else many streams would begin, or go on, all at once
-        self.websocket.push((text_frame(dialect.message(message)), message))
+        self.websocket.push((self.websocket.frame(dialect.message(message)), message))
         await self.websocket.drain()
 
     # -- one connection ---------------------------------------------------------------------------------------
@@ -214,6 +217,7 @@ class WsPathMixin(metaclass=_Collecting):
         websocket = self._websocket(response, writer, transport, sockets, identity)
         calls = websocket.calls = Calls(self, websocket, methods, limit=self.max_calls, timeout=self.call_timeout)
         websocket.backlog = sockets
+        websocket.window_bits = int(response.compress)
         sockets.metrics.opened += 1
         try:
             sockets.add(websocket)
@@ -221,7 +225,7 @@ class WsPathMixin(metaclass=_Collecting):
             if sockets.is_closing:
                 websocket.close_soon(RESTART, "Server shutdown")
             await self._open(calls)
-            await Reader(response, websocket, calls).read()
+            await self._reader(response, calls).read()
         except Exception:
             logger.exception("%s failed", websocket)
             websocket.close_soon(INTERNAL_ERROR, "Internal error")
@@ -259,10 +263,15 @@ class WsPathMixin(metaclass=_Collecting):
             max_queue_bytes=self.max_queue_bytes,
             slow_consumer=self.slow_consumer,
         )
+        if isinstance(self, Presence):
+            websocket.attendee = self
         if response.ws_protocol:
             websocket.dialect = DIALECTS[response.ws_protocol]
             websocket.dialect_is_fixed = True
         return websocket
+
+    def _reader(self, response: web.WebSocketResponse[bool], calls: Calls) -> Reader:
+        return Reader(response, self.websocket, calls)
 
     async def _open(self, calls: Calls) -> None:
         """Begin `connected`; the socket is read meanwhile, and its calls wait."""
@@ -321,7 +330,7 @@ class WsPathMixin(metaclass=_Collecting):
             autoping=False,
             timeout=CLOSE_TIMEOUT,
             protocols=PROTOCOLS,
-            compress=False,
+            compress=self.compress,
             max_msg_size=self.max_frame_size + 1,  # aiohttp refuses what is as large as this
             decode_text=False,
         )

@@ -138,9 +138,13 @@ class Message:
             ValueError: it is not what `pack` makes.
         """
         message, _ = cls.read(channel, entry.data)
+        return message.placed(entry)
+
+    def placed(self, entry: Entry) -> Message:
+        """The same message, with the place in its channel that *entry* says."""
         before = Position(entry.position.epoch, entry.position.offset - 1, entry.previous)
-        message.position, message.before = str(entry.position), before
-        return message
+        self.position, self.before = str(entry.position), before
+        return self
 
     @classmethod
     def read(cls, channel: str, packed: bytes) -> tuple[Message, dict[str, Any]]:

@@ -72,26 +72,38 @@ class Query(BaseModel):
 
 
 async def listen(
-    channels: Channels, websocket: Websocket, channel: str, event: str | None, limit: int | None = None
+    sockets: SocketsManager, websocket: Websocket, channel: str, event: str | None, limit: int | None = None
 ) -> None:
     """Put *websocket* on an event of a channel, in the dialect of the call that asks for it, if that is its own.
 
     Raises:
         LimitExceeded: it has *limit* subscriptions already; with none, there is no limit.
         CannotSubscribe: the broker has no such channel.
+        BrokerUnavailable: it cannot be reached.
     """
-    if limit is not None:
-        subscribed = channels.get_subscribed(websocket)
-        count = sum(map(len, subscribed.values()))
-        if count >= limit and (event or "*") not in subscribed.get(channel, ()):
-            raise LimitExceeded(f"At most {limit} subscriptions")
+    channels, name = sockets.channels, event or "*"
+    subscribed = channels.get_subscribed(websocket)
+    is_new = name not in subscribed.get(channel, ())
+    if limit is not None and is_new and sum(map(len, subscribed.values())) >= limit:
+        raise LimitExceeded(f"At most {limit} subscriptions")
     before, (caller, call) = websocket.push_dialect, current_call.get((None, None))
     if call is not None and caller is websocket:
         websocket.push_dialect = call.dialect
     try:
         await channels.register(channel, event, websocket)
+        await _appear(sockets, websocket, channel, name if is_new else None)
     except BaseException:
         websocket.push_dialect = before
+        raise
+
+
+async def _appear(sockets: SocketsManager, websocket: Websocket, channel: str, new: str | None) -> None:
+    """Show the client where that is wanted; where it fails, it is taken off the event that is *new*."""
+    try:
+        await sockets.appear(websocket, channel)
+    except BaseException:
+        if new is not None:
+            sockets.channels.discard(channel, new, websocket)
         raise
 
 
@@ -154,7 +166,7 @@ class Subscribe:
         """
         topic = self.sockets.topic_of(payload.channel)
         before = self.channels.get_subscribed(self.websocket).get(payload.channel, [])
-        await listen(self.channels, self.websocket, payload.channel, payload.event, self.max_subscriptions)
+        await listen(self.sockets, self.websocket, payload.channel, payload.event, self.max_subscriptions)
         try:
             found = await self._find_missed(topic, payload, before) if topic else {}
         except BaseException:
@@ -223,14 +235,15 @@ class Subscribe:
         """End a subscription; answers what is left of them."""
         self.websocket.flush()  # what was published before goes out before the answer
         await self.channels.unregister(payload.channel, payload.event, self.websocket)
-        heard: dict[tuple[str, str], bool] = {}
+        heard: dict[str, bool] = {}
 
         def is_unwanted(message: Message) -> bool:
+            if message.channel != payload.channel:
+                return False
             # Asked once for all messages of an event: thousands may wait.
-            event = message.channel, message.event
-            if event not in heard:
-                heard[event] = self.channels.hears(self.websocket, message)
-            return not heard[event]
+            if message.event not in heard:
+                heard[message.event] = self.channels.hears(self.websocket, message)
+            return not heard[message.event]
 
         self.websocket.discard(is_unwanted)
         return {"subscribed": self.channels.get_subscribed(self.websocket)}

@@ -22,7 +22,7 @@ from .errors import EncodeError, InvalidParams, SetupError
 from .payloads import adapter_of, explain, validator
 from .protocol import MISSING, Call, encode
 
-__all__ = ["Method", "current_call", "methods_of", "ws_rpc"]
+__all__ = ["Method", "current_call", "methods_of", "type_hints", "ws_rpc"]
 
 PREFIX = "ws_rpc_"
 
@@ -243,7 +243,7 @@ def _signature(*functions: Callable[..., Any]) -> tuple[inspect.Parameter | None
     payload = _payload(functions[0])
     body = response = None
     for function in functions:
-        hints, theirs = _hints(function), _payload(function)
+        hints, theirs = type_hints(function), _payload(function)
         said = getattr(function, _MARK, _Options())
         body = body or said.body_schema or (hints.get(theirs.name) if theirs else None)
         response = response or said.response_schema or hints.get("return")
@@ -260,7 +260,12 @@ def _payload(function: Callable[..., Any]) -> inspect.Parameter | None:
     return parameters[0] if parameters else None
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types that *function* is annotated with.
+
+    Raises:
+        SetupError: one of them is not found.
+    """
     try:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, SyntaxError, TypeError, AttributeError) as error:

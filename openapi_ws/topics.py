@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from .errors import InvalidParams, SetupError
+from .errors import InvalidParams, SetupError, UnknownChannel
 from .history import History
 from .payloads import adapter_of, explain, validator
-from .protocol import encode
+from .protocol import Message, encode
 
 __all__ = ["Topic", "Topics"]
 
@@ -228,6 +228,30 @@ class Topics:
                 if topic.match(channel) is not None:
                     return topic
         return None
+
+    def message(
+        self, channel: str, event: str | None, data: Any, *, key: str | None = None
+    ) -> tuple[Message, History | None]:
+        """What is to be published, validated and encoded, and how much is kept of its channel.
+
+        With no topics declared every name is a channel, and nothing is kept.
+
+        Raises:
+            UnknownChannel: topics are declared, and the channel is of none of them.
+            TypeError, ValueError: *data* is not what the event carries, or there is no such event; or *key* is none, or
+                the channel has no history.
+            EncodeError: JSON cannot hold *data*.
+        """
+        topic = self.find(channel)
+        if topic is not None:
+            message, history = Message(channel, event or "", topic.validate(event or "", data)), topic.history
+        elif self._topics:
+            raise UnknownChannel
+        else:
+            message, history = Message.of(channel, event, data), None
+        if key is not None and history is None:
+            raise ValueError(f"a key needs a channel with history, which {channel!r} is not")
+        return message, history
 
     def _refuse_overlap(self, topic: Topic) -> None:
         # Of two addresses in conflict, the text before the first parameter of one begins that of the other.

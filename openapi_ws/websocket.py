@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from .frames import close_frame, ping_frame, pong_frame
+from .members import Attendee
 from .metrics import Metrics
 from .outbox import SlowConsumer, disconnect
 from .outgoing import POLL, Flusher, Outgoing
@@ -34,8 +35,9 @@ class Websocket(Outgoing):
     """One connected client: `Outgoing` sends to it, `close` is the only way out."""
 
     __slots__ = (
-        "__weakref__", "_closer", "_end", "_response", "_taken", "_was_waiting", "calls", "dialect_is_fixed",
-        "has_ended", "identity", "is_heard", "is_leaving", "is_used", "pulse", "request", "socket_id",
+        "__weakref__", "_closer", "_end", "_response", "_taken", "_was_waiting", "attendee", "calls",
+        "dialect_is_fixed", "has_ended", "identity", "is_heard", "is_leaving", "is_used", "pulse", "request",
+        "socket_id",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +75,8 @@ class Websocket(Outgoing):
         """The client has been asked to leave: no more calls begin."""
         self.calls: Activity | None = None
         """The calls in flight."""
+        self.attendee: Attendee | None = None
+        """Who says what others are told of the client where members are shown; with none, it is never shown."""
         self.pulse = pulse
         """Its signs of life."""
         self._response = response

@@ -277,6 +277,20 @@ def redis_cluster(shared_cluster: RedisCluster3) -> RedisCluster3:
 
 
 @pytest.fixture
+def own_cluster() -> Iterator[RedisCluster3]:
+    """A cluster with AOF whose masters may be killed, and whose slots may be moved; one that is down harms no other."""
+    if binary() is None:
+        skip("no redis-server")
+    options = {"cluster_require_full_coverage": "no", "cluster_allow_replica_migration": "no"}
+    cluster = RedisCluster3(appendonly="yes", appendfsync="always", **options)
+    try:
+        cluster.launch()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
 async def redis_proxy(redis_server: RedisServer) -> AsyncIterator[Proxy]:
     """Links to the shared server that fail on request."""
     proxy = Proxy(redis_server.port)

@@ -131,14 +131,14 @@ class RedisServer:
 
 
 class RedisCluster3:
-    """A Redis Cluster of three masters without replicas."""
+    """A Redis Cluster of three masters without replicas; *options* are those of redis.conf for each."""
 
-    def __init__(self) -> None:
-        self.servers = [
-            RedisServer(cluster_enabled="yes", cluster_port=str(free_port()), cluster_node_timeout="2000")
-            for _ in range(3)
-        ]
+    def __init__(self, **options: str) -> None:
+        self.options = {"cluster_enabled": "yes", "cluster_node_timeout": "2000", **options}
+        self.servers = [RedisServer(cluster_port=str(free_port()), **self.options) for _ in range(3)]
         self.url = self.servers[0].url
+        """Of one node, as if it were alone."""
+        self.cluster_url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
 
     async def start(self) -> None:
         """Start the three, and return when each knows that all slots are served."""
@@ -164,6 +164,42 @@ class RedisCluster3:
         text = info.decode() if isinstance(info, bytes) else "\n".join(f"{k}:{v}" for k, v in info.items())
         return "cluster_state:ok" in text and "cluster_known_nodes:3" in text
 
+    def owner(self, slot: int) -> RedisServer:
+        """The master that has *slot*, if none was moved."""
+        return self.servers[0 if slot <= 5460 else 1 if slot <= 10922 else 2]
+
+    def move_slot(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """Move *slot* and its keys from one master to another, as ``redis-cli --cluster reshard`` does."""
+        to, from_ = target.ask("CLUSTER", "MYID"), source.ask("CLUSTER", "MYID")
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", from_)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to)
+        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 10):
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        for server in (target, source, *self.servers):
+            server.ask("CLUSTER", "SETSLOT", slot, "NODE", to)
+
+    def add_replica(self, replica: RedisServer, master: RedisServer) -> None:
+        """Let a node that is alone join as a replica, and return when it has all that *master* has."""
+        replica.ask("CLUSTER", "MEET", "127.0.0.1", master.port, master._options["cluster_port"])
+        for _ in patiently("the replica does not join"):
+            with contextlib.suppress(redis.ResponseError):
+                replica.ask("CLUSTER", "REPLICATE", master.ask("CLUSTER", "MYID"))
+                break
+        for _ in patiently("the replica does not follow"):
+            if replica.ask("INFO", "replication").get("master_link_status") == "up":
+                return
+
+    def give_all(self, source: RedisServer, target: RedisServer) -> None:
+        """Give all slots of a master without keys to another one."""
+        to = target.ask("CLUSTER", "MYID")
+        target.ask("CLUSTER", "BUMPEPOCH")  # without it, the source would claim them back
+        slots = [slot for slot in range(16384) if self.owner(slot) is source]
+        for server in (target, source):
+            with redis.Redis(port=server.port) as client, client.pipeline(transaction=False) as pipeline:
+                for slot in slots:
+                    pipeline.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
+                pipeline.execute()
+
     def stop(self) -> None:
         for server in self.servers:
             server.stop()
@@ -173,7 +209,9 @@ class Proxy:
     """TCP links to the port *target* of loopback that fail on request."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
+        """The port that new links lead to."""
+        """The port that new links lead to."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -219,7 +257,7 @@ class Proxy:
         self._writers.add(writer)
         self.links += 1
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            there, back = await asyncio.open_connection("127.0.0.1", self.target)
             self._writers.add(back)
             try:
                 async with asyncio.TaskGroup() as group:

@@ -22,6 +22,7 @@ from conftest import Serve, skip
 from openapi_ws import WsPathMixin
 from openapi_ws.frames import text_frame
 from openapi_ws.protocol import Message
+from openapi_ws.reader import Reader
 
 HERE = Path(__file__).parent / "autobahn"
 CACHE = HERE / ".venv27"
@@ -57,14 +58,14 @@ class Echo(WsPathMixin, web.View):
     max_frame_size = 16 * 1024 * 1024
     max_queue_bytes = 32 * 1024 * 1024
 
-    async def _read(self, response: Any, calls: Any) -> None:
+    def _reader(self, response: Any, calls: Any) -> Reader:
         self.kinds = Kinds(response)
-        await super()._read(self.kinds, self)  # type: ignore[arg-type]  # this view stands in for the calls
+        return super()._reader(self.kinds, self)  # type: ignore[arg-type]  # this view stands in for the calls
 
     def receive(self, data: bytes) -> None:
         """Echo one message: text as an answer, binary as a frame that is pushed."""
         if self.kinds.last is WSMsgType.BINARY:
-            self.websocket.push(bytes([BINARY]) + text_frame(data)[1:], Message("echo", "binary", b""))
+            self.websocket.push((bytes([BINARY]) + text_frame(data)[1:], Message("echo", "binary", b"")))
             return
         # aiohttp does not look at the UTF-8 of text, with decode_text=False. RPC answers -32700 to what is none, by
         # design (docs/protocol.md), and the socket lives; an echo has nothing to answer, so it fails as RFC 6455 §8.1.

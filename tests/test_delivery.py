@@ -41,7 +41,7 @@ class Small(Stream):
     send_buffer_bytes = 4096
 
 
-@pytest.fixture(params=["at once", "after a while", "redis"])
+@pytest.fixture(params=["at once", "after a while", "redis", "cluster"])
 async def manager(request: pytest.FixtureRequest) -> AsyncIterator[SocketsManager]:
     match request.param:
         case "at once":
@@ -49,8 +49,9 @@ async def manager(request: pytest.FixtureRequest) -> AsyncIterator[SocketsManage
         case "after a while":
             yield LocalBroker(0.001, TOPICS)
         case _:
-            server = request.getfixturevalue("redis_server")
-            broker = RedisBroker(server.url, topics=TOPICS)
+            is_cluster = request.param == "cluster"
+            server = request.getfixturevalue("redis_cluster" if is_cluster else "redis_server")
+            broker = RedisBroker(server.cluster_url if is_cluster else server.url, topics=TOPICS)
             await broker.start()
             yield broker
             await broker.stop()

@@ -449,6 +449,20 @@ def test_what_a_follower_keeps_is_bounded(size: int) -> None:
     assert len(follower._recent) <= RECENT
 
 
+def test_a_loss_while_a_page_is_on_its_way_needs_another_page() -> None:
+    """What was lost may be newer than that page."""
+    log = filled(3)
+    follower = following(log)
+    follower.suspect()
+    page = log.recover(follower.position, 10, now=3)
+    log.publish(b"4", "n4", now=4)
+    follower.suspect()
+    assert follower.heal(page) == Healed(())
+    assert follower.is_healing
+    assert offsets(follower.heal(log.recover(follower.position, 10, now=4))) == [4]
+    assert not follower.is_healing
+
+
 class Delivery(RuleBasedStateMachine):
     """A store that trims, expires, forgets and fails over, a network that loses, doubles and reorders."""
 

@@ -6,17 +6,17 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import WAIT, Serve, skip
+from pydantic import BaseModel, Field
 
-from openapi_ws import WsPathMixin
+from openapi_ws import RpcError, Subscribe, WsPathMixin, ws_rpc
 
 HERE = Path(__file__).parent / "interop"
 INSTALL = ("install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--omit=optional")
@@ -50,14 +50,57 @@ def node() -> str:
     return node
 
 
-@pytest.fixture
-async def example(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestServer]:
-    """The example of this checkout, served on loopback."""
-    monkeypatch.syspath_prepend(HERE.parents[1])
-    from example.app import create_app
+class Visit(BaseModel, str_strip_whitespace=True):
+    """Who would like to be in which room."""
 
-    async with TestServer(create_app()) as server:
-        yield server
+    room: str = Field(min_length=1, max_length=30)
+    name: str = Field(min_length=1, max_length=30)
+
+
+class Words(BaseModel):
+    """What somebody says."""
+
+    text: str = Field(min_length=1, max_length=500)
+
+
+class Chat(WsPathMixin, Subscribe, web.View):
+    """Rooms to enter and to speak in."""
+
+    names: ClassVar[set[tuple[str, str]]] = set()
+    visit: Visit | None = None
+
+    @ws_rpc(ordered=True, reply_first=True)
+    async def ws_rpc_enter(self, payload: Visit) -> dict[str, Any]:
+        if (payload.room, payload.name) in self.names:
+            raise RpcError(1, f"Somebody in {payload.room} is called {payload.name} already")
+        self.names.add((payload.room, payload.name))
+        await self.ws_rpc_leave()
+        self.visit = payload
+        await self.join(f"room:{payload.room}")
+        await self.sockets.publish(f"room:{payload.room}", "entered", payload.name, exclude=self.websocket)
+        present = sorted(name for room, name in self.names if room == payload.room)
+        return {"room": payload.room, "name": payload.name, "present": present}
+
+    @ws_rpc(ordered=True)
+    async def ws_rpc_say(self, payload: Words) -> None:
+        if self.visit is None:
+            raise RpcError(2, "Enter a room first")
+        said = {"text": payload.text, "name": self.visit.name, "at": datetime.now(UTC)}
+        await self.sockets.publish(f"room:{self.visit.room}", "said", said)
+
+    @ws_rpc(ordered=True)
+    async def ws_rpc_leave(self) -> None:
+        if self.visit is not None:
+            visit, self.visit = self.visit, None
+            self.names.remove((visit.room, visit.name))
+            await self.leave(f"room:{visit.room}")
+
+
+@pytest.fixture
+async def chat(serve: Serve) -> TestServer:
+    """The rooms, served on loopback."""
+    Chat.names.clear()
+    return (await serve(Chat)).server
 
 
 async def run(node: str, script: str, server: TestServer, path: str) -> list[tuple[str, Any]]:
@@ -93,7 +136,7 @@ def timeless(reports: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 class Stream(WsPathMixin, web.View):
-    """What the example has no use for: a method that never ends, and one that takes an array."""
+    """A method that never ends, and one that takes an array."""
 
     async def connected(self) -> None:
         self.begun, self.cancelled = asyncio.Event(), False
@@ -115,9 +158,9 @@ class Stream(WsPathMixin, web.View):
         return sum(payload)
 
 
-async def test_rpc_websockets_talks_to_the_example(node: str, example: TestServer) -> None:
+async def test_rpc_websockets_enters_and_speaks(node: str, chat: TestServer) -> None:
     """It calls by name and by position, notifies, subscribes, learns errors with their codes, and gets messages."""
-    assert timeless(await run(node, "rpc-websockets.mjs", example, "/ws")) == [
+    assert timeless(await run(node, "rpc-websockets.mjs", chat, "/stream")) == [
         ("result", {"subscribed": {"room:attic": ["*"]}}),
         ("result", {"room": "attic", "name": "Ada", "present": ["Ada"]}),
         message("entered", "Ada"),
@@ -132,9 +175,9 @@ async def test_rpc_websockets_talks_to_the_example(node: str, example: TestServe
     ]
 
 
-async def test_vscode_ws_jsonrpc_talks_to_the_example(node: str, example: TestServer) -> None:
+async def test_vscode_ws_jsonrpc_enters_and_speaks(node: str, chat: TestServer) -> None:
     """Its first id is 0, several arguments go by position, and a notification gets no answer that it would log."""
-    assert timeless(await run(node, "vscode-ws-jsonrpc.mjs", example, "/ws")) == [
+    assert timeless(await run(node, "vscode-ws-jsonrpc.mjs", chat, "/stream")) == [
         ("result", {"room": "attic", "name": "Ada", "present": ["Ada"]}),
         ("first id", 0),
         ("result", {"subscribed": {"room:attic": ["*"], "room:cellar": ["*"]}}),

@@ -11,7 +11,7 @@ from typing import Any
 
 from openapi_ws.errors import BrokerUnavailable
 
-from .wire import NoScriptError, ReadOnlyError, ResponseError, Wire, is_passing, together
+from .wire import NoScriptError, ReadOnlyError, ResponseError, Wire, has_moved, is_passing, tell, together
 
 __all__ = ["Commands", "Script"]
 
@@ -55,13 +55,23 @@ class Commands:
     """What waits to be sent, and what waits for its reply; `serve` moves it.
 
     One batch is under way at a time, on one connection: so commands run in the order in which they were asked for.
-    *changed* is called when *is_up* has changed.
+    *changed* is called when *is_up* has changed, and *moved*, if there is one, when the server says that another node
+    of the cluster has a slot.
     """
 
-    def __init__(self, *, timeout: float, ping: float, limit: int, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        ping: float,
+        limit: int,
+        changed: Callable[[], None],
+        moved: Callable[[], None] | None = None,
+    ) -> None:
         self.is_up = False
         """The server answers."""
-        self._timeout, self._ping_after, self._limit, self._changed = timeout, ping, limit, changed
+        self._timeout, self._ping_after, self._limit = timeout, ping, limit
+        self._changed, self._moved = changed, moved
         self._waiting: deque[_Call] = deque()
         self._flying: deque[_Call] = deque()
         self._again: list[_Call] = []
@@ -164,6 +174,9 @@ class Commands:
         call = self._flying.popleft()
         if call.script is not None and isinstance(reply, NoScriptError):
             self._again.append(call)
+        elif self._moved is not None and isinstance(reply, ResponseError) and has_moved(reply):
+            call.fail(f"another node has the slot: {reply}", may_have_run=False)
+            tell(self._moved)
         else:
             call.finish(reply)
         if not self._flying:

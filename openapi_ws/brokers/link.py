@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .commands import Argument, Commands, Script
@@ -24,10 +24,13 @@ class Link:
     *on_message* is called with channel and data of each message. *on_lost* is called with channels that are confirmed
     anew after messages may have been missed, before any newer message of them. *on_refused* is called with a channel
     that the server does not serve, and its error; it is not wanted any more. *on_change* is called when `is_up` has
-    changed. They return at once; an exception is logged, and otherwise passed over.
+    changed. *on_moved* is called when a command was refused because another node of the cluster has the slot; whoever
+    asked is answered `BrokerUnavailable` then, as it did not run. They return at once; an exception is logged, and
+    otherwise passed over.
 
     A server that says nothing for *ping* seconds is asked, and given up after *deadline*; *timeout* is the number of
-    seconds that a command, or the confirmation of a subscription, may take. At most *limit* commands wait.
+    seconds that a command, or the confirmation of a subscription, may take. At most *limit* commands wait. Without
+    *listens* there is one connection only, and nothing to subscribe to.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Link:
         on_lost: Callable[[set[bytes]], None],
         on_refused: Callable[[bytes, Exception], None] | None = None,
         on_change: Callable[[bool], None] | None = None,
+        on_moved: Callable[[], None] | None = None,
+        listens: bool = True,
         sharded: bool = False,
         ping: float = 5.0,
         deadline: float = 10.0,
@@ -46,7 +51,7 @@ class Link:
     ) -> None:
         self.is_up = False
         """The server answers, and has confirmed what was wanted when the connection was made."""
-        self._client, self._on_change = client, on_change
+        self._client, self._on_change, self._listens = client, on_change, listens
         self._timeout, self._deadline = timeout, deadline
         self._subscriptions = Subscriptions(
             on_message=on_message,
@@ -58,7 +63,7 @@ class Link:
             deadline=deadline,
             timeout=timeout,
         )
-        self._commands = Commands(timeout=timeout, ping=ping, limit=limit, changed=self._look)
+        self._commands = Commands(timeout=timeout, ping=ping, limit=limit, changed=self._look, moved=on_moved)
         self._up = asyncio.Event()
         self._owners: list[asyncio.Task[None]] = []
 
@@ -69,12 +74,19 @@ class Link:
 
     async def start(self) -> None:
         """Connect; return when `is_up`, or after *timeout* seconds, with the attempts going on."""
-        for what, serve in (("subscriptions", self._subscriptions.serve), ("commands", self._commands.serve)):
-            owner = keep(self._client, serve, what=what, timeout=self._timeout, silence=self._deadline)
-            self._owners.append(asyncio.create_task(owner))
+        self.open()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 await self._up.wait()
+
+    def open(self) -> None:
+        """Begin to connect, and do not wait for it."""
+        parts = [("commands", self._commands.serve)]
+        if self._listens:
+            parts.append(("subscriptions", self._subscriptions.serve))
+        for what, serve in parts:
+            owner = keep(self._client, serve, what=what, timeout=self._timeout, silence=self._deadline)
+            self._owners.append(asyncio.create_task(owner))
 
     async def stop(self) -> None:
         """Close both connections; whoever waits is answered `BrokerUnavailable`."""
@@ -98,6 +110,10 @@ class Link:
         """Return at once; the server hears of it with the next batch, messages may come until then."""
         self._subscriptions.unsubscribe(channel)
 
+    def adopt(self, channels: Iterable[bytes]) -> None:
+        """Subscribe to *channels* that another link had, and tell them as lost once they are confirmed."""
+        self._subscriptions.adopt(channels)
+
     async def run(self, *args: Argument) -> Any:
         """The reply to one command; commands run in the order in which they were asked for.
 
@@ -112,7 +128,7 @@ class Link:
         return await self._commands.evaluate(script, keys, args)
 
     def _look(self) -> None:
-        is_up = self._subscriptions.is_up and self._commands.is_up
+        is_up = self._commands.is_up and (self._subscriptions.is_up or not self._listens)
         if is_up == self.is_up:
             return
         self.is_up = is_up

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from openapi_ws.history import History, Page, Position
 from openapi_ws.manager import SocketsManager
+from openapi_ws.members import Counts, Member
 from openapi_ws.protocol import Message
 from openapi_ws.topics import Topic
 from openapi_ws.websocket import Websocket
@@ -51,6 +52,26 @@ class LocalBroker(SocketsManager):
     async def unsubscribe(self, channel: str) -> None:
         """Take *latency* seconds."""
         await self._travel()
+
+    async def enter(self, channel: str, member: Member) -> None:
+        """Take *latency* seconds before."""
+        await self._travel()
+        await super().enter(channel, member)
+
+    async def leave(self, channel: str, member: Member, *, linger: float = 0.0) -> None:
+        """Take *latency* seconds before."""
+        await self._travel()
+        await super().leave(channel, member, linger=linger)
+
+    async def members(self, channel: str, *, limit: int, after: str | None = None) -> list[tuple[str, bytes]]:
+        """Take *latency* seconds before."""
+        await self._travel()
+        return await super().members(channel, limit=limit, after=after)
+
+    async def member_counts(self, channel: str) -> Counts:
+        """Take *latency* seconds before."""
+        await self._travel()
+        return await super().member_counts(channel)
 
     async def _travel(self) -> None:
         if self.latency:

@@ -13,14 +13,15 @@ from typing import Any
 from openapi_ws.delivery import gap_notice
 from openapi_ws.errors import BrokerUnavailable, SetupError
 from openapi_ws.history import Entry, Follower, History, Page, Position
-from openapi_ws.manager import SocketsManager
 from openapi_ws.protocol import Message
 from openapi_ws.topics import Topic
 from openapi_ws.websocket import Websocket
 
+from .address import connect
+from .attendance import CHANGED, Attendance
+from .cluster import fleet_of
 from .fleet import Fleet
 from .store import Store, parse
-from .wire import Redis
 
 __all__ = ["RedisBroker"]
 
@@ -34,8 +35,6 @@ HEALERS = 64
 """Channels whose missed messages are read at the same time."""
 SPREAD = 0.2
 """Seconds within which the channels of a lost connection begin to be read, so that not all are at once."""
-SILENCE = 40.0
-"""Seconds without a message until a channel with history is compared with Redis: the last one may have been lost."""
 
 
 class _Feed:
@@ -51,12 +50,12 @@ class _Feed:
         self.heard = now
 
 
-class RedisBroker(SocketsManager):
+class RedisBroker(Attendance):
     """A manager whose messages reach the clients of all processes that use the same Redis and *prefix*.
 
-    *url* is ``redis://``, ``rediss://`` or ``unix://``; or *client* is a `redis.asyncio.Redis` of one's own, e.g. of a
-    master that Sentinel names, or a `redis.asyncio.RedisCluster`, of which address, credentials and TLS are used. Write
-    ``RedisBroker.for_app(app, url=…, topics=[…])``.
+    *url* is one of `openapi_ws.brokers.address.connect`; or *client* is a `redis.asyncio.Redis` of one's own, e.g. of a
+    master that Sentinel names, or a `redis.asyncio.RedisCluster`, of which addresses, credentials and TLS are used.
+    Write ``RedisBroker.for_app(app, url=…, topics=[…])``.
 
     A message on a channel with history is kept and published in one step. Where one may have been missed, what is
     missing is read once for all clients of this process, who notice nothing, or are told by a ``gap`` notice that it
@@ -65,6 +64,10 @@ class RedisBroker(SocketsManager):
 
     max_message_bytes: int = 1024 * 1024
     """Bytes of a message; a larger one is refused when it is published, and dropped when it comes."""
+
+    silence: float = 40.0
+    """Seconds without a message until a channel with history is compared with Redis: the last one may have been lost;
+    up to 15 % more."""
 
     def __init__(
         self,
@@ -78,17 +81,17 @@ class RedisBroker(SocketsManager):
         super().__init__(topics)
         if (url is None) == (client is None):
             raise SetupError('write RedisBroker.for_app(app, url="redis://localhost"), or client=… instead of the url')
-        if not prefix or "{" in prefix:
-            raise SetupError("a prefix of keys is some text without {")
         self.timeout = timeout
         """Seconds that Redis has to answer."""
-        self._client: Any = client if client is not None else Redis.from_url(str(url))
-        self._owns_client = client is None
+        self._client: Any
+        self._own: list[Any]
+        self._client, self._own = (client, []) if url is None else connect(url, timeout=timeout)
         self._prefix = prefix
         self._feeds: dict[bytes, _Feed] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._healers = asyncio.Semaphore(HEALERS)
-        self._comparer: asyncio.Future[None] | None = None
+        self._keepers: tuple[asyncio.Task[None], ...] = ()
+        self._return: asyncio.Task[None] | None = None
         self._fleet: Fleet | None = None
         self._store: Store | None = None
 
@@ -111,7 +114,7 @@ class RedisBroker(SocketsManager):
 
     async def start(self) -> None:
         """Connect; where Redis does not answer yet, go on trying, with `ready` false until it does."""
-        self._fleet = Fleet(
+        self._fleet = fleet_of(
             self._client,
             on_message=self._on_message,
             on_lost=self._on_lost,
@@ -119,7 +122,8 @@ class RedisBroker(SocketsManager):
         )
         await self._fleet.start()
         self._store = Store(self._fleet, self._prefix, timeout=self.timeout, max_message_bytes=self.max_message_bytes)
-        self._comparer = self._spawn(self._compare())
+        self._keepers = self._spawn(self._compare()), self._spawn(self.refresh()), self._spawn(self.sweep())
+        await asyncio.wait([self._spawn(self.take_orders())], timeout=self.timeout)
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -131,10 +135,12 @@ class RedisBroker(SocketsManager):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._store is not None:
+            await self._store.stop()
         if self._fleet is not None:
             await self._fleet.stop()
-        if self._owns_client:
-            await self._client.aclose()
+        for client in self._own:
+            await client.aclose()
 
     # -- what is published ------------------------------------------------------------------------------------
 
@@ -229,9 +235,14 @@ class RedisBroker(SocketsManager):
     def _on_message(self, key: bytes, published: bytes) -> None:
         feed = self._feeds.get(key)
         if feed is None:
+            if key == self.store.orders:
+                self._obey(published)
             return
         feed.heard = asyncio.get_running_loop().time()
         try:
+            if published[:1] == CHANGED:
+                self.take_changes(feed.channel, published)
+                return
             if len(published) > self.max_message_bytes + 1024:
                 raise ValueError("too large")
             entry, packed = parse(published)
@@ -239,7 +250,7 @@ class RedisBroker(SocketsManager):
                 self._post(*Message.read(feed.channel, packed))
                 return
         except ValueError as error:
-            self._refuse(feed, error)
+            self._refuse(feed.channel, error)
             return
         if feed.follower is None:
             self._deliver(feed, entry)  # published by a process that keeps a history of it
@@ -248,28 +259,33 @@ class RedisBroker(SocketsManager):
         elif verdict == "heal":
             self._heal_soon(feed)
 
+    def _obey(self, order: bytes) -> None:
+        try:
+            self.obey(order)
+        except ValueError as error:
+            self._refuse("orders", error)
+
     def _deliver(self, feed: _Feed, entry: Entry) -> None:
         try:
-            _, head = Message.read(feed.channel, entry.data)
-            self._post(Message.unpack(feed.channel, entry), head)
+            message, head = Message.read(feed.channel, entry.data)
+            self._post(message.placed(entry), head)
         except ValueError as error:
-            self._refuse(feed, error)
+            self._refuse(feed.channel, error)
 
     def _post(self, message: Message, head: dict[str, Any]) -> None:
         exclude = head.get("exclude")
         excluded = next((ws for ws in self.sockets if ws.socket_id == exclude), None) if exclude else None
         self.channels.post(message, exclude=excluded)
 
-    def _refuse(self, feed: _Feed, error: ValueError) -> None:
+    def _refuse(self, channel: str, error: ValueError) -> None:
         self.channels.dropped += 1
-        logger.warning("broker message dropped on %r: %s", feed.channel, error)
+        logger.warning("broker message dropped on %r: %s", channel, error)
 
     def _on_lost(self, keys: set[bytes]) -> None:
         """The connection was another for a while: what came then is unknown."""
-        for key in keys:
-            feed = self._feeds.get(key)
-            if feed is None:
-                continue
+        feeds = [feed for key in keys if (feed := self._feeds.get(key)) is not None]
+        self._return = self._spawn(self.come_back({feed.channel for feed in feeds}))
+        for feed in feeds:
             if feed.follower is None:
                 self.channels.tell(feed.channel, gap_notice(feed.channel, reason="lost"))
             else:
@@ -303,6 +319,9 @@ class RedisBroker(SocketsManager):
                     page = await self.store.recover(feed.channel, follower.position, PAGE, partial=True)
                 except BrokerUnavailable:
                     page = None
+                except Exception:  # whatever Redis says: who listens must not stay without messages for ever
+                    logger.exception("what was missed on %r cannot be read, tried again", feed.channel)
+                    page = None
             if page is None:
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # nothing secret
                 pause = min(1.0, 2 * pause)
@@ -317,9 +336,9 @@ class RedisBroker(SocketsManager):
         """See from time to time that no last message was lost, after which nothing comes that would show the gap."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(SILENCE * random.uniform(0.1, 0.15))  # noqa: S311  # nothing secret
+            await asyncio.sleep(self.silence * random.uniform(0.1, 0.15))  # noqa: S311  # nothing secret
             for feed in tuple(self._feeds.values()):
-                if feed.follower is not None and loop.time() - feed.heard > SILENCE:
+                if feed.follower is not None and loop.time() - feed.heard > self.silence:
                     feed.heard = loop.time()
                     feed.follower.suspect()
                     self._heal_soon(feed, random.uniform(0, SPREAD))  # noqa: S311  # nothing secret
@@ -348,5 +367,7 @@ def _up_to(here: Position, page: Page) -> Page:
     if page.top.offset <= here.offset:
         return page
     entries = tuple(entry for entry in page.entries if entry.position.offset <= here.offset)
-    is_all = not entries or entries[-1].position == here
-    return Page("ok" if is_all else "more", here, entries)
+    last = entries[-1].position if entries else here
+    if last.offset == here.offset and last != here:
+        return Page("fork", here)  # Redis went back in time, and this process does not know of it yet
+    return Page("ok" if last == here else "more", here, entries)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from openapi_ws.errors import BrokerUnavailable, TooLarge
+from openapi_ws.errors import BrokerUnavailable, SetupError, TooLarge
 from openapi_ws.history import IDEMPOTENCY_TTL, META_TTL, Entry, History, Page, Position, check_key
 from openapi_ws.protocol import Message
 
@@ -33,6 +33,7 @@ def _script(name: str) -> Script:
 
 
 PUBLISH, RECOVER, READ = _script("publish"), _script("recover"), _script("read")
+PRESENCE, MEMBERS = _script("presence"), ("pz", "pu", "pn", "pi")
 
 
 class Links(Protocol):
@@ -44,6 +45,9 @@ class Links(Protocol):
     def of(self, key: bytes) -> Link:
         """The server of *key*."""
 
+    async def subscribe(self, channel: bytes) -> None:
+        """Return when the server of *channel* has confirmed it."""
+
 
 class Store:
     """Publishes to all processes with the same *prefix*, keeps what has a history, and reads it again.
@@ -53,10 +57,21 @@ class Store:
     """
 
     def __init__(self, links: Links, prefix: str, *, timeout: float, max_message_bytes: int) -> None:
+        if not prefix or "{" in prefix:
+            raise SetupError("a prefix of keys is some text without {")
         self._links, self._prefix = links, prefix
         self._timeout, self._limit = timeout, max_message_bytes
         self._publish = b"SPUBLISH" if links.is_sharded else b"PUBLISH"
-        self._reads: dict[tuple[object, ...], asyncio.Task[Page]] = {}
+        self._next: dict[tuple[object, ...], asyncio.Task[Page]] = {}
+        self._sent: dict[tuple[object, ...], asyncio.Task[Page]] = {}
+        self._tasks: set[asyncio.Task[Page]] = set()
+
+    async def stop(self) -> None:
+        """End the reads that are under way."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def key(self, kind: str, channel: str, more: str = "") -> bytes:
         """The key of one *kind* of what is kept for *channel*; all kinds are in the same slot."""
@@ -70,12 +85,14 @@ class Store:
     async def emit(self, message: Message, **members: Any) -> None:
         """Publish what nobody keeps. What may be out already is not published again."""
         channel, packed = self.channel(message.channel), self._pack(message, members)
-        link = self._links.of(channel)
+        await self._publish_once(channel, LIVE + packed)
+
+    async def _publish_once(self, channel: bytes, published: bytes) -> None:
 
         async def attempt(may_have_run: bool) -> None:
             if may_have_run:
                 raise BrokerUnavailable("the reply to PUBLISH was lost", may_have_run=True)
-            await link.run(self._publish, channel, LIVE + packed)
+            await self._links.of(channel).run(self._publish, channel, published)
 
         await self._in_time(attempt)
 
@@ -84,21 +101,31 @@ class Store:
         if key is not None:
             check_key(key)
         channel, nonce = message.channel, secrets.token_hex(8)
-        keys = [self.key("m", channel), self.key("s", channel), self.key("i", channel, f":{key or ''}")]
+        meta = self.key("m", channel)
+        # A key that does not exist would make a cluster refuse the script as long as it moves the slot.
+        keys = [meta, self.key("s", channel), meta if key is None else self.key("i", channel, f":{key}")]
         args: list[Argument] = [
             self._pack(message, members), history.size, _ms(history.ttl), _ms(META_TTL), self.channel(channel),
             self._publish, secrets.token_hex(8), nonce, _ms(IDEMPOTENCY_TTL) if key is not None else 0,
         ]  # fmt: skip
-        link = self._links.of(keys[0])
 
         async def attempt(may_have_run: bool) -> Position:
-            _, position = await link.evaluate(PUBLISH, keys, [*args, int(may_have_run)])
+            _, position = await self._links.of(meta).evaluate(PUBLISH, keys, [*args, int(may_have_run)])
             return _parsed(position)
 
         return await self._in_time(attempt)
 
+    async def has_history(self, channel: str) -> bool:
+        """Whether somebody keeps a history of *channel*, or has asked for it."""
+        meta = self.key("m", channel)
+
+        async def attempt(_: bool) -> bool:
+            return bool(await self._links.of(meta).run("EXISTS", meta))
+
+        return await self._in_time(attempt)
+
     async def recover(self, channel: str, since: Position | None, limit: int, *, partial: bool = False) -> Page:
-        """What Redis has after *since*, as `Log.recover` says it; who asks for the same at the same time shares it."""
+        """What Redis has after *since*, as `Log.recover` says it."""
         return await self._read(RECOVER, channel, since, limit, int(partial))
 
     async def read(self, channel: str, *, limit: int, since: Position | None = None, reverse: bool = False) -> Page:
@@ -108,19 +135,60 @@ class Store:
         return await self._read(READ, channel, since, limit, int(reverse))
 
     async def _read(self, script: Script, channel: str, since: Position | None, limit: int, flag: int) -> Page:
+        """Read once for all who ask for the same, but never answer with what was read before they asked.
+
+        One that is sent already may have missed what a subscriber of now is not pushed either.
+        """
         key = (script.sha, channel, since, limit, flag)
-        task = self._reads.get(key)
+        task = self._next.get(key)
         if task is None:
-            task = self._reads[key] = asyncio.create_task(self._ask(script, channel, since, limit, flag))
-            task.add_done_callback(lambda _: self._reads.pop(key, None))
+            task = self._next[key] = asyncio.create_task(self._ask(key, script, channel, since, limit, flag))
+            self._tasks.add(task)
+            task.add_done_callback(self._forget)
         return await asyncio.shield(task)
 
-    async def _ask(self, script: Script, channel: str, since: Position | None, limit: int, flag: int) -> Page:
+    async def _ask(
+        self, key: tuple[object, ...], script: Script, channel: str, since: Position | None, limit: int, flag: int
+    ) -> Page:
+        if (before := self._sent.get(key)) is not None:
+            await asyncio.wait([before])
+        self._sent[key] = self._next.pop(key)
         keys = [self.key("m", channel), self.key("s", channel)]
         place: tuple[Argument, ...] = (since.epoch, since.offset, since.nonce) if since else ("", 0, "")
         args: list[Argument] = [*place, limit, _ms(META_TTL), secrets.token_hex(8), flag]
-        link = self._links.of(keys[0])
-        return _page(await self._in_time(lambda _: link.evaluate(script, keys, args)))
+        try:
+            return _page(await self._in_time(lambda _: self._links.of(keys[0]).evaluate(script, keys, args)))
+        finally:
+            del self._sent[key]
+
+    def _forget(self, task: asyncio.Task[Page]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone: without this, asyncio would log that nobody has seen it
+
+    async def attend(self, channel: str, step: str, ttl: float, *args: Argument) -> Any:
+        """What ``presence.lua`` answers to one *step*. It may be run twice, and changes nothing the second time.
+
+        Its keys outlive the last member by *ttl* seconds.
+        """
+        keys = [self.key(kind, channel) for kind in MEMBERS]
+        said = [step, self.channel(channel), self._publish, _ms(ttl), *args]
+        return await self._in_time(lambda _: self._links.of(keys[0]).evaluate(PRESENCE, keys, said))
+
+    @property
+    def orders(self) -> bytes:
+        """Where orders to all processes are published."""
+        return f"{self._prefix}:ctl".encode()
+
+    async def order(self, order: bytes) -> None:
+        """Publish *order* to all processes that `hear_orders`. What may be out already is not published again."""
+        if len(order) > self._limit:
+            raise TooLarge(self._limit)
+        await self._publish_once(self.orders, order)
+
+    async def hear_orders(self) -> None:
+        """Return when orders are heard."""
+        await self._links.subscribe(self.orders)
 
     async def _in_time(self, attempt: Callable[[bool], Awaitable[Result]]) -> Result:
         """Make attempts until one has a reply or the time is up; each is told whether one before may have run."""

@@ -6,12 +6,12 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from openapi_ws.errors import BrokerUnavailable
 
-from .wire import ResponseError, Wire, is_passing, tell, together
+from .wire import GoneError, ResponseError, Wire, has_moved, is_passing, tell, together
 
 __all__ = ["Subscriptions"]
 
@@ -100,6 +100,12 @@ class Subscriptions:
                 if channel not in self._live and channel not in self._missed:
                     self._reconsider(channel, is_wanted=False)
 
+    def adopt(self, channels: Iterable[bytes]) -> None:
+        """Want *channels*, of which messages were missed elsewhere: they are told as lost when they are confirmed."""
+        for channel in channels:
+            self._missed.add(channel)
+            self._reconsider(channel, is_wanted=True)
+
     def unsubscribe(self, channel: bytes) -> None:
         """Return at once; the server hears of it with the next batch, messages may come until then."""
         self._missed.discard(channel)
@@ -175,6 +181,9 @@ class Subscriptions:
     def _take_answer(self, reply: Any) -> None:
         asked = self._asked[0] if self._asked else (b"", b"")
         if isinstance(reply, ResponseError):
+            if asked[0] == self._unsubscribe and has_moved(reply):
+                self._asked.popleft()  # the slot went away first, and the subscription with it
+                return
             if is_passing(reply) or asked[0] != self._subscribe:
                 raise reply
             self._asked.popleft()
@@ -191,7 +200,7 @@ class Subscriptions:
                 self._confirm(channel)
         elif kind == b"sunsubscribe" and channel in self._live:
             self._live.discard(channel)
-            self._refuse(channel, ResponseError("MOVED: the slot of the channel has another node now"))
+            self._refuse(channel, GoneError("the slot of the channel has another node now"))
         else:
             raise ConnectionError(f"a confirmation that nobody asked for: {kind!r}")
 

@@ -12,13 +12,16 @@ from typing import Any, NoReturn
 from openapi_ws.errors import RpcError, SetupError
 
 try:
-    from redis.asyncio import Redis
-    from redis.asyncio.connection import Connection
+    from redis.asyncio import Redis, RedisCluster, Sentinel
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import Connection, ConnectionPool, parse_url
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
     from redis.exceptions import (
+        AskError,
         BusyLoadingError,
         ClusterDownError,
+        MovedError,
         NoScriptError,
         OutOfMemoryError,
         ReadOnlyError,
@@ -30,7 +33,25 @@ except ModuleNotFoundError:
     message = "openapi_ws.brokers.redis needs redis-py: pip install 'openapi-ws[redis]'"
     raise SetupError(message) from None
 
-__all__ = ["NoScriptError", "ReadOnlyError", "Redis", "ResponseError", "Wire", "is_passing", "keep", "tell", "together"]
+__all__ = [
+    "ClusterNode",
+    "ConnectionPool",
+    "GoneError",
+    "NoScriptError",
+    "ReadOnlyError",
+    "Redis",
+    "RedisCluster",
+    "RedisError",
+    "ResponseError",
+    "Sentinel",
+    "Wire",
+    "has_moved",
+    "is_passing",
+    "keep",
+    "parse_url",
+    "tell",
+    "together",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +86,15 @@ SETTINGS = {
 def is_passing(error: Exception) -> bool:
     """Whether the server has not done what it was asked to, for a reason that may be gone a moment later."""
     return isinstance(error, PASSING) or str(error).startswith(PASSING_WORDS)
+
+
+class GoneError(ResponseError):
+    """A node ends a subscription because another has the slot."""
+
+
+def has_moved(error: Exception) -> bool:
+    """Whether a node of a cluster has not done what it was asked to, because another has the slot, or is to have it."""
+    return isinstance(error, AskError | MovedError | GoneError)
 
 
 class Wire:

@@ -1,4 +1,4 @@
-// rpc-websockets calls the example: node rpc-websockets.mjs <url>
+// rpc-websockets enters and speaks: node rpc-websockets.mjs <url>
 
 import { Client } from "rpc-websockets";
 import { inbox, outcome, report } from "./report.mjs";

@@ -1,4 +1,4 @@
-// vscode-ws-jsonrpc calls the example: node vscode-ws-jsonrpc.mjs <url>
+// vscode-ws-jsonrpc enters and speaks: node vscode-ws-jsonrpc.mjs <url>
 
 import { connect } from "./connect.mjs";
 import { inbox, outcome, report } from "./report.mjs";

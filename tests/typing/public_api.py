@@ -11,6 +11,7 @@ from openapi_ws import (
     History,
     LocalBroker,
     Position,
+    Presence,
     Publish,
     RpcError,
     SocketsManager,
@@ -66,6 +67,13 @@ class ViewFirst(web.View, WsPathMixin, Publish, Subscribe):
         return payload
 
 
+class Shown(Presence, web.View, WsPathMixin, Subscribe):
+    member_linger = 5
+
+    async def member_info(self, channel: str) -> Order:
+        return Order(symbol=channel)
+
+
 async def load(room: str) -> Order:
     return Order(symbol=room)
 
@@ -94,6 +102,10 @@ async def server_code(manager: SocketsManager) -> None:
     for websocket in manager.sockets:
         await websocket.close(4503, "kicked")
         await websocket.move(within=1.0, grace=5.0)
+    assert_type(await manager.send_to("ada", "mail", Order(symbol="A")), int | None)
+    assert_type(await manager.close(identity="ada", code=4503, reason="kicked"), int | None)
+    assert_type(await manager.members("room:a", limit=10, after="ada"), list[tuple[str, bytes]])
+    assert_type((await manager.member_counts("room:a")).users, int)
     assert_type(manager.ready, bool)
     assert_type(manager.metrics.closes, Counter[int | str])
     await manager.drain(5)
