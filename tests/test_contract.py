@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis_server import Proxy, RedisServer
+from redis_server import Proxy, RedisCluster3, RedisServer
 
 import openapi_ws
 from openapi_ws import CannotSubscribe, LocalBroker, SocketsManager, Websocket
@@ -112,12 +112,20 @@ class OverRedis(Contract):
 def leftovers_of(server: RedisServer) -> list[bytes]:
     forever = [key for key in server.ask("KEYS", "*") if server.ask("PTTL", key) == -1]
     # Orders to all processes are heard as long as a process runs.
-    followed = [channel for channel in server.ask("PUBSUB", "CHANNELS") if not channel.endswith(b":ctl")]
-    return [*followed, *server.ask("PUBSUB", "SHARDCHANNELS"), *forever]
+    followed = [*server.ask("PUBSUB", "CHANNELS"), *server.ask("PUBSUB", "SHARDCHANNELS")]
+    return [*(channel for channel in followed if not channel.endswith(b":ctl")), *forever]
 
 
 class TestRedis(OverRedis, BrokerContract):
     """One server."""
+
+
+class TestRedisCluster(OverRedis, BrokerContract):
+    """Three masters, which share the channels."""
+
+    @pytest.fixture(autouse=True)
+    def _spread(self, _reach: None, redis_cluster: RedisCluster3) -> None:
+        self.servers, self.url = redis_cluster.servers, redis_cluster.cluster_url
 
 
 class TestRedisFarAway(OverRedis, BrokerContract):
@@ -145,12 +153,15 @@ class TestRedisCutOff(OverRedis, HistoryContract):
             nonlocal replies, next_cut
             replies += 1
             if replies == next_cut:
-                # Ever more seldom: who is cut off again at once waits longer each time, and a publish has one second.
+                # Ever more seldom: who is cut off again at once waits longer each time, until nothing is in time.
                 next_cut *= 2
                 redis_proxy.cut()
             return data
 
         redis_proxy.alter = alter
+
+    def make(self, topics: Sequence[Topic]) -> SocketsManager:
+        return RedisBroker(self.url, topics=topics, timeout=5.0)
 
 
 def test_the_contract_needs_no_pytest() -> None:
