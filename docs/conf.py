@@ -26,6 +26,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(_?asyncio|aiohttp|collections|contextvars|prometheus_client|pydantic|pydantic_core|redis|types)\..*"),
     # Names in signatures that nobody writes: a type variable, and what one module asks of another.
     ("py:class", r"openapi_ws\.(rpc\.Function|steps\.Result|channels\.Source|calls\.View|websocket\.Activity)"),
+    # A union of types of redis-py is written with their bare names.
+    ("py:class", "Redis(Cluster)?"),
     # Constants, which are not public; the pages give their figures.
     ("py:obj", "[A-Z_]+"),
 ]

@@ -78,7 +78,7 @@ class Publisher:
             await client.aclose()
 
     async def publish(self, channel: str, event: str | None, data: Any = None, *, key: str | None = None) -> str | None:
-        """Publish *data* as *event* on *channel*, as `SocketsManager.publish` does, and with its errors.
+        """Publish *data* as *event* on *channel*, as `Delivery.publish` does, and with its errors.
 
         Raises:
             SetupError: it was not started.

@@ -387,4 +387,34 @@ async def test_nothing_acknowledged_is_lost_in_silence(durable_redis: RedisServe
     flags = Counter(record.reason for subscriber in subscribers for record in subscriber.log if record.what == "flag")
     print(f"SEED={SEED}, {stage.told}, {flags} on {sum(len(subscriber.log) for subscriber in subscribers)} records")
     found = [fault for subscriber in subscribers for fault in _faults(stage, subscriber)]
-    assert not found, f"SEED={SEED}, {stage.told}: {len(found)}, first {found[0]}"
+    if found:
+        pytest.fail(f"SEED={SEED}, {stage.told}: {len(found)} faults, the first: {found[0]}", pytrace=False)
+
+
+async def test_the_clients_of_a_killed_server_leave(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Nobody says goodbye for them: the other server finds that their time is up, and tells those who are left."""
+    nodes = [Node(redis_server.url, tmp_path / f"node{number}.log") for number in range(2)]
+    subscribe = {"id": 1, "method": "subscribe", "payload": {"channel": "lobby"}}
+    async with aiohttp.ClientSession() as session:
+        try:
+            await asyncio.gather(*(node.start() for node in nodes))
+            stays, goes = [await session.ws_connect(f"http://127.0.0.1:{node.port}/stream") for node in nodes]
+            told: list[tuple[str, int]] = []
+
+            async def until_told(what: str) -> None:
+                """Until *stays* is told of one who joins or leaves, beside itself."""
+                async with asyncio.timeout(WAIT):
+                    while (what, 1) not in told:
+                        frame = await stays.receive_json()
+                        if frame.get("notice") in ("join", "leave"):
+                            told.append((frame["notice"], len(frame["data"]["members"])))
+
+            await stays.send_json(subscribe)
+            await until_told("join")
+            told.clear()
+            await goes.send_json(subscribe)
+            await until_told("join")
+            await nodes[1].kill()
+            await until_told("leave")
+        finally:
+            await asyncio.gather(*(node.kill() for node in nodes))

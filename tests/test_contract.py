@@ -111,9 +111,11 @@ class OverRedis(Contract):
 
 def leftovers_of(server: RedisServer) -> list[bytes]:
     forever = [key for key in server.ask("KEYS", "*") if server.ask("PTTL", key) == -1]
+    kinds = ("CHANNELS", "SHARDCHANNELS")
+    channels = [channel for kind in kinds for channel in server.ask("PUBSUB", kind)]
     # Orders to all processes are heard as long as a process runs.
-    followed = [*server.ask("PUBSUB", "CHANNELS"), *server.ask("PUBSUB", "SHARDCHANNELS")]
-    return [*(channel for channel in followed if not channel.endswith(b":ctl")), *forever]
+    followed = [channel for channel in channels if not channel.endswith(b":ctl")]
+    return [*followed, *forever]
 
 
 class TestRedis(OverRedis, BrokerContract):

@@ -9,8 +9,8 @@ A page is read from top to bottom. Its fenced blocks mean:
 ``pycon``
     A doctest in the page's module; ``...`` stands for anything.
 ``console``
-    ``$ python name.py`` and ``$ pytest`` run for real in that folder, and print what is shown; ``…`` stands for
-    anything. A program that serves goes on until the page ends or is started anew.
+    ``$ python name.py``, ``$ python -m module`` and ``$ pytest`` run for real in that folder, and print what is shown;
+    ``…`` stands for anything. A program that serves goes on until the page ends or is started anew.
 ``text``
     Frames, between clients and what the page has built last: a running program, an application, or a view, which is
     then put under ``/stream``. ``→`` is sent and ``←`` received, as text frames; a word before the arrow names one
@@ -19,7 +19,7 @@ A page is read from top to bottom. Its fenced blocks mean:
     stands in the block, also in what is sent, and a batch is in any order. In brackets stands what is no text frame,
     see `Scene`. When a block ends, no client has got more than it says.
 
-Blocks of other languages are only read.
+Blocks of other languages are only read. ``redis://localhost`` is a Redis of the tests.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import socket
 import sys
 import types
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ DIRECTIVES = {"{eval-rst}", "{toctree}", "{include}"}
 LANGUAGES = {"python", "pycon", "console", "text", "sh", "ini", "nginx", "yaml", "js", *DIRECTIVES}
 TIMEOUT = 10
 """Seconds after which a program or a frame that does not come is given up; it measures nothing."""
+REDIS = "redis://localhost"
+"""What pages say, and what stands for a real server there."""
 
 DESCRIBED = (types.FunctionType, property, cached_property, classmethod, staticmethod)
 
@@ -102,7 +105,9 @@ def blocks_of(page: Path) -> Iterator[Block]:
 class Stage:
     """What the blocks of one page have built so far."""
 
-    def __init__(self, page: Path, folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, page: Path, folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, redis: str = REDIS
+    ) -> None:
         self.page, self.folder, self.serve, self.monkeypatch = page, folder, serve, monkeypatch
         self.module = self.new_module()
         self.subject: web.Application | type[WsPathMixin] | None = None
@@ -110,10 +115,13 @@ class Stage:
         """Where the subject is served, once it is."""
         self.port = free_port()
         """Stands for 8080 in files."""
+        self.redis = redis
+        """Stands for `REDIS` wherever it is."""
         self.process: asyncio.subprocess.Process | None = None
         monkeypatch.setattr(web, "run_app", self.run_app)
 
     async def run(self, block: Block) -> None:
+        block = replace(block, text=block.text.replace(REDIS, self.redis))
         if block.language in ("python", "ini") and (name := re.match(r"# (\w+\.\w+)\n", block.text)):
             (self.folder / name[1]).write_text(block.text.replace("8080", str(self.port)), "utf-8")
         elif block.language == "python":
@@ -162,11 +170,11 @@ class Stage:
     async def command(self, block: Block) -> None:
         for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
             line, _, shown = part.partition("\n")
-            program, *arguments = line.split(" ")
+            program, *arguments = shlex.split(line)
             assert program in ("python", "pytest"), f"{block.where}: {line!r} is not run; call the block sh"
             if program == "pytest":
                 arguments = ["-m", "pytest", "-p", "no:cacheprovider", *arguments]
-            elif "web.run_app(" in (self.folder / arguments[0]).read_text("utf-8"):
+            elif arguments[0] != "-m" and "web.run_app(" in (self.folder / arguments[0]).read_text("utf-8"):
                 await self.stop()
                 self.process, self.url = await self.start(arguments), f"http://127.0.0.1:{self.port}"
                 await expect_lines(self.process, shown.replace("8080", str(self.port)), block.where)
@@ -440,10 +448,12 @@ async def launch() -> AsyncIterator[Serve]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 async def test_a_page_does_what_it_shows(
-    page: Path, tmp_path: Path, launch: Serve, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, launch: Serve, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Each snippet runs, each command prints what is shown, each frame is answered as shown."""
-    stage = Stage(page, tmp_path, launch, monkeypatch)
+    needs_redis = any(REDIS in block.text for block in blocks_of(page) if block.language != "text")
+    redis = request.getfixturevalue("redis_server").url if needs_redis else REDIS
+    stage = Stage(page, tmp_path, launch, monkeypatch, redis)
     try:
         for block in blocks_of(page):
             await stage.run(block)

@@ -45,8 +45,8 @@ async def store(redis_server: RedisServer) -> AsyncIterator[Store]:
     await fleet.start()
     store = Store(fleet, "p", timeout=5, max_message_bytes=1 << 20)
     yield store
-    await store.stop()
     await fleet.stop()
+    await store.stop()
     await client.aclose()
 
 
@@ -203,6 +203,6 @@ async def test_a_read_is_shared_only_by_those_who_asked_before_it_was_sent(
     assert {page.top for page in await asyncio.gather(*early)} == {since}
     assert {page.top for page in await asyncio.gather(*late)} == {position}
     assert redis_server.ask("INFO", "commandstats")["cmdstat_evalsha"]["calls"] == 3  # with that of the second append
-    await slow.stop()
     await fleet.stop()
+    await slow.stop()
     await client.aclose()

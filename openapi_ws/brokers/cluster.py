@@ -231,8 +231,9 @@ class Cluster(Fleet):
             raise ValueError("no slot has a master")
         for address in masters:
             self._reach(address)
-        self._slots = slots
-        self._rehome()
+        if slots != self._slots or None in self._homes.values():
+            self._slots = slots
+            self._rehome()
         gone = [self._links.pop(address) for address in tuple(self._links) if address not in masters]
         self._note()
         await asyncio.gather(*(link.stop() for link in gone))

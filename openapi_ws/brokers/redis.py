@@ -135,10 +135,10 @@ class RedisBroker(Attendance):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._store is not None:
-            await self._store.stop()
         if self._fleet is not None:
             await self._fleet.stop()
+        if self._store is not None:
+            await self._store.stop()
         for client in self._own:
             await client.aclose()
 

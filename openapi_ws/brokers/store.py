@@ -65,13 +65,12 @@ class Store:
         self._next: dict[tuple[object, ...], asyncio.Task[Page]] = {}
         self._sent: dict[tuple[object, ...], asyncio.Task[Page]] = {}
         self._tasks: set[asyncio.Task[Page]] = set()
+        self._is_stopped = False
 
     async def stop(self) -> None:
-        """End the reads that are under way."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Answer whoever still waits; the links are stopped already."""
+        self._is_stopped = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def key(self, kind: str, channel: str, more: str = "") -> bytes:
         """The key of one *kind* of what is kept for *channel*; all kinds are in the same slot."""
@@ -199,7 +198,7 @@ class Store:
                     try:
                         return await attempt(may_have_run)
                     except BrokerUnavailable as error:
-                        if may_have_run and error.may_have_run:
+                        if self._is_stopped or (may_have_run and error.may_have_run):
                             raise
                         may_have_run, reason = may_have_run or error.may_have_run, error.reason
                     await asyncio.sleep(PAUSE)

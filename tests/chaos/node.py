@@ -9,15 +9,25 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from openapi_ws import Publish, Subscribe, WsPathMixin
+from openapi_ws import Presence, Publish, Subscribe, WsPathMixin
 from openapi_ws.brokers.redis import RedisBroker
 from openapi_ws.history import History
 from openapi_ws.topics import Topic
 
-TOPICS = [Topic("log:{room}", history=History(size=20_000, ttl=600), publish=True), Topic("live:{room}", publish=True)]
+TOPICS = [
+    Topic("log:{room}", history=History(size=20_000, ttl=600), publish=True),
+    Topic("live:{room}", publish=True),
+    Topic("lobby", presence=True),
+]
 
 
-class Stream(WsPathMixin, Subscribe, Publish, web.View):
+class Broker(RedisBroker):
+    """Clients of a process that was killed have left after little more than a second."""
+
+    member_ttl, member_refresh = 1.0, 0.4
+
+
+class Stream(WsPathMixin, Subscribe, Publish, Presence, web.View):
     """What clients may do."""
 
 
@@ -36,7 +46,7 @@ async def with_parent(_: web.Application) -> AsyncIterator[None]:
 
 def main(port: int, url: str) -> None:
     app = web.Application()
-    app["web_sockets"] = RedisBroker.for_app(app, url=url, topics=TOPICS)
+    app["web_sockets"] = Broker.for_app(app, url=url, topics=TOPICS)
     app.router.add_view("/stream", Stream)
     app.router.add_get("/ready", ready)
     app.cleanup_ctx.append(with_parent)
