@@ -122,6 +122,14 @@ class TestRedis(OverRedis, BrokerContract):
     """One server."""
 
 
+class TestRedisCluster(OverRedis, BrokerContract):
+    """Three masters, which share the channels."""
+
+    @pytest.fixture(autouse=True)
+    def _spread(self, _reach: None, redis_cluster: RedisCluster3) -> None:
+        self.servers, self.url = redis_cluster.servers, redis_cluster.cluster_url
+
+
 class TestRedisFarAway(OverRedis, BrokerContract):
     """One node is behind the other: it is answered later, and its subscriptions take longest."""
 
@@ -147,23 +155,18 @@ class TestRedisCutOff(OverRedis, HistoryContract):
             nonlocal replies, next_cut
             replies += 1
             if replies == next_cut:
-                # Ever more seldom: who is cut off again at once waits longer each time, and a publish has one second.
+                # Ever more seldom: who is cut off again at once waits longer each time, until nothing is in time.
                 next_cut *= 2
                 redis_proxy.cut()
             return data
 
         redis_proxy.alter = alter
 
+    def make(self, topics: Sequence[Topic]) -> SocketsManager:
+        return RedisBroker(self.url, topics=topics, timeout=5.0)
+
 
 def test_the_contract_needs_no_pytest() -> None:
     """Neither it nor the package imports what only tests have."""
     program = "import sys, openapi_ws.testing; sys.exit('pytest' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(openapi_ws.__file__).parent.parent)
-
-
-class TestRedisCluster(OverRedis, BrokerContract):
-    """Three masters."""
-
-    @pytest.fixture(autouse=True)
-    def _reach(self, redis_cluster: RedisCluster3) -> None:
-        self.servers, self.url = redis_cluster.servers, redis_cluster.cluster_url
