@@ -18,6 +18,10 @@ export class Chart {
     this.#draw();
   }
 
+  clear() {
+    this.#values = [];
+  }
+
   #draw() {
     const highest = 2 ** Math.ceil(Math.log2(Math.max(...this.#values, 0.25))); // a power of two halves well
     const y = (value) => HEIGHT - BOTTOM - (value / highest) * (HEIGHT - BOTTOM - TOP);

@@ -5,26 +5,33 @@ import { Socket } from "./socket.js";
 
 const FRAMES_SHOWN = 12;
 const KEPT = 200; // messages that the server keeps of a room
+const BROKER_DOWN = -32012;
+const MISSING = "You are back. Some of what was said meanwhile is missing here.";
 
 const element = (id) => document.getElementById(id);
 const chart = new Chart(element("chart"));
-const socket = new Socket(`${location.origin.replace("http", "ws")}/ws`);
+// What makes this tab the same visitor when the page is loaded anew. Other tabs have others.
+sessionStorage.tab ??= Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join("");
+const socket = new Socket(`${location.origin.replace("http", "ws")}/ws?tab=${sessionStorage.tab}`);
 
-let visit = null; // {room, name} while in a room, also while disconnected: it is entered again afterwards
-let position = null; // in what is said in the room: all before is on the page
-let present = new Set();
+// {room, name} while in a room, also while disconnected: it is entered again afterwards
+let visit = JSON.parse(sessionStorage.visit ?? "null");
+let present = new Map(); // users and their names
+const load = { channel: "load", show: showLoad, restart: () => chart.clear() };
+let chat = null; // what is said in the room, followed like the load
 
 // -- the connection --------------------------------------------------------------------------------------------
 
 socket.addEventListener("up", async () => {
   showStatus("up", "Connected");
   try {
-    await socket.call("subscribe", { channel: "load" });
+    await follow(load);
     if (!visit) return;
     await enter(visit);
-    await listen();
+    await settle();
   } catch (error) {
     if (!error.code) return; // the connection is lost again, and all this is tried anew when it is back
+    if (error.code === BROKER_DOWN) return socket.restart();
     showDoor();
     showErrors(element("door"), error);
   }
@@ -35,10 +42,17 @@ socket.addEventListener("down", ({ detail }) => {
 });
 
 socket.addEventListener("message", ({ detail: message }) => {
-  const { channel, event, data } = message;
-  if (channel === "load") showLoad(data);
-  else if (channel === `door:${visit?.room}`) atDoor[event](data);
-  else if (channel === `chat:${visit?.room}`) showSaid(message);
+  const feed = feedOf(message.channel);
+  if (feed) take(feed, message);
+});
+
+socket.addEventListener("notice", ({ detail: { notice, data } }) => {
+  const feed = feedOf(data?.channel);
+  if (!feed) return;
+  if (notice === "join") data.members.forEach(come);
+  else if (notice === "leave") data.members.forEach(go);
+  else if (notice === "presence") attempt(askWhoIsHere); // the server does not know who came and went meanwhile
+  else if (notice === "gap") attempt(() => begin(feed));
 });
 
 socket.addEventListener("frame", ({ detail: { sent, frame, channel } }) => {
@@ -48,6 +62,41 @@ socket.addEventListener("frame", ({ detail: { sent, frame, channel } }) => {
   while (frames.children.length > FRAMES_SHOWN) frames.firstElementChild.remove();
 });
 
+/** Do what nobody waits for; where it fails, all is set up again. */
+function attempt(action) {
+  action().catch(() => socket.restart());
+}
+
+function feedOf(channel) {
+  return [load, chat].find((feed) => feed && feed.channel === channel);
+}
+
+/** Show what a channel keeps and is not on the page yet, and then what comes: no hole, no double. */
+async function follow(feed) {
+  const { channel } = feed;
+  if (!feed.position) {
+    const kept = await socket.call("history", { channel, limit: KEPT, reverse: true });
+    kept.messages.reverse().forEach((message) => take(feed, message));
+    feed.position = kept.position;
+  }
+  const { recovered, messages } = await socket.call("subscribe", { channel, position: feed.position });
+  messages.forEach((message) => take(feed, message));
+  if (!recovered) await begin(feed);
+}
+
+/** Follow a channel of which something was missed for good. */
+async function begin(feed) {
+  feed.restart();
+  await socket.call("unsubscribe", { channel: feed.channel, event: "*" }); // else what comes would also be in what is kept
+  feed.position = null;
+  await follow(feed);
+}
+
+function take(feed, message) {
+  feed.show(message.data);
+  feed.position = message.position;
+}
+
 function showStatus(state, text) {
   element("status").className = state;
   element("status").textContent = text;
@@ -55,47 +104,50 @@ function showStatus(state, text) {
 
 // -- the room --------------------------------------------------------------------------------------------------
 
-const atDoor = {
-  entered: (name) => {
-    present.add(name);
-    showPresent();
-    showLine("event", `${name} came in`);
-  },
-  left: (name) => {
-    present.delete(name);
-    showPresent();
-    showLine("event", `${name} left`);
-  },
-};
-
 async function enter(wanted) {
-  const [accepted, names] = await socket.call("enter", wanted);
-  visit = accepted;
-  present = new Set(names);
+  visit = await socket.call("enter", wanted);
+  sessionStorage.visit = JSON.stringify(visit);
+  const channel = `chat:${visit.room}`;
+  if (chat?.channel !== channel) {
+    chat = { channel, show: showSaid, restart: () => showLine("event", MISSING) };
+    showRoom();
+  }
+}
+
+/** Show who is in the room, and what is said there. */
+async function settle() {
+  await askWhoIsHere();
+  await follow(chat);
+}
+
+async function askWhoIsHere() {
+  const { channel } = chat;
+  const found = new Map();
+  for (let next; ; ) {
+    const page = await socket.call("presence", { channel, limit: 300, after: next });
+    for (const { user, info } of page.members) if (info) found.set(user, info); // without a name: only listens
+    if (!(next = page.next)) break;
+  }
+  present = found;
   showPresent();
 }
 
-/** Show what was said in the room and is not on the page yet, and then what comes: no hole, no double. */
-async function listen() {
-  const channel = `chat:${visit.room}`;
-  if (!position) {
-    const kept = await socket.call("history", { channel, limit: KEPT, reverse: true });
-    kept.messages.reverse().forEach(showSaid);
-    position = kept.position;
-  }
-  const { recovered, messages } = await socket.call("subscribe", { channel, position });
-  messages.forEach(showSaid);
-  if (recovered) return;
-  showLine("event", "You are back. Some of what was said meanwhile is missing here.");
-  await socket.call("unsubscribe", { channel }); // else what comes now would also be in what is kept
-  position = null;
-  await listen();
+function come({ user, info: name }) {
+  if (!name || present.get(user) === name) return;
+  present.set(user, name);
+  showPresent();
+  if (name !== visit.name) showLine("event", `${name} entered`);
 }
 
-function showSaid({ data: { name, text, at }, position: reached }) {
+function go({ user, info: name }) {
+  if (!present.delete(user)) return;
+  showPresent();
+  showLine("event", `${name} left`);
+}
+
+function showSaid({ name, text, at }) {
   const time = new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   showLine(name === visit.name ? "own" : "other", text, `${name}, ${time}`);
-  position = reached;
 }
 
 function showRoom() {
@@ -107,14 +159,15 @@ function showRoom() {
 }
 
 function showDoor() {
-  visit = position = null;
+  visit = chat = null;
+  delete sessionStorage.visit;
   element("room").hidden = true;
   element("door").hidden = false;
   element("name").focus();
 }
 
 function showPresent() {
-  const names = [...present].sort();
+  const names = [...present.values()].sort();
   element("present").replaceChildren(...names.map((name) => item(name === visit.name ? "own" : "", name)));
 }
 
@@ -148,8 +201,7 @@ function showLoad({ load, cores }) {
 
 onSubmit("door", async (fields) => {
   await enter(fields);
-  showRoom();
-  await listen();
+  attempt(settle);
 });
 
 onSubmit("speak", async (fields) => {
@@ -159,7 +211,6 @@ onSubmit("speak", async (fields) => {
 
 onSubmit("leave", async () => {
   await socket.call("leave");
-  await socket.call("unsubscribe", { channel: `chat:${visit.room}` });
   showDoor();
 });
 

@@ -4,8 +4,8 @@ const FIRST_WAIT = 500; // ms
 const LONGEST_WAIT = 15_000; // ms
 
 /**
- * Tells by events "up" and "down" whether it is connected, by "message" what a channel brings, and by "frame" all
- * that goes over the wire.
+ * Tells by events "up" and "down" whether it is connected, by "message" what a channel brings, by "notice" what else
+ * the server says, and by "frame" all that goes over the wire.
  */
 export class Socket extends EventTarget {
   #url;
@@ -32,6 +32,11 @@ export class Socket extends EventTarget {
     });
   }
 
+  /** Leave, and come back as after a lost connection. */
+  restart() {
+    this.#socket.close(4000);
+  }
+
   #open() {
     this.#socket = new WebSocket(this.#url, "openapi-ws.v1");
     this.#socket.onopen = () => this.#tell("up");
@@ -44,6 +49,7 @@ export class Socket extends EventTarget {
     const message = JSON.parse(frame);
     this.#tell("frame", { sent: false, frame, channel: message.channel });
     if (message.channel) this.#tell("message", message);
+    else if (message.notice) this.#tell("notice", message);
     else if (this.#calls.has(message.id)) this.#answer(message);
   }
 

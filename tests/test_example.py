@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import aiohttp
 import pytest
 from conftest import WAIT, Client
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from redis_server import RedisServer, free_port, patiently
 
 ROOT = Path(__file__).parent.parent
 PYTHON = os.environ.get("EXAMPLE_PYTHON", sys.executable)
@@ -61,10 +63,13 @@ async def start() -> AsyncIterator[Start]:
     # The address must come through a pipe without help from outside.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
-    async def run(port: int = 0) -> Example:
+    async def run(port: int = 0, *options: str) -> Example:
+        # A newcomer's environment has no redis-py.
+        python = sys.executable if "--redis" in options else PYTHON
         process = await asyncio.create_subprocess_exec(
-            PYTHON, "-m", "example", "--port", str(port), cwd=ROOT, env=env,
+            python, "-m", "example", "--port", str(port), *options, cwd=ROOT, env=env,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )  # fmt: skip
         processes.append(process)
         assert process.stdout is not None
@@ -76,7 +81,7 @@ async def start() -> AsyncIterator[Start]:
     yield run
     for process in processes:
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
             await process.communicate()
 
 
@@ -239,17 +244,51 @@ async def test_who_is_in_no_room_cannot_speak(start: Start) -> None:
         assert await Client(ws).error("say", {"text": "Hello"}) == {"message": "Enter a room first", "code": 2}
 
 
+async def notice(client: Client, name: str) -> list[tuple[str, str | None]]:
+    """Users and names of the next notice *name*."""
+    while True:
+        frame = client.pushed.pop(0) if client.pushed else await client.receive()
+        if frame.get("notice") == name:
+            return [(member["user"], member["info"]) for member in frame["data"]["members"]]
+
+
+async def names(client: Client, room: str) -> list[str]:
+    """Who is in *room*."""
+    members = (await client.call("presence", {"channel": f"chat:{room}"}))["members"]
+    return sorted(member["info"] for member in members)
+
+
 async def test_who_enters_another_room_has_left_the_first(start: Start) -> None:
     """A client is in one room at a time, and those who stay behind are told."""
     url = f"{(await start()).url}/ws"
     async with aiohttp.ClientSession() as session, session.ws_connect(url) as one, session.ws_connect(url) as other:
         ada, grace = Client(one), Client(other)
         await ada.call("enter", {"room": "lobby", "name": "Ada"})
-        welcome = await grace.call("enter", {"room": "lobby", "name": "Grace"})
-        assert welcome == [{"room": "lobby", "name": "Grace"}, ["Ada", "Grace"]]
-        welcome = await ada.call("enter", {"room": "library", "name": "Ada"})
-        assert welcome == [{"room": "library", "name": "Ada"}, ["Ada"]]
-        assert await grace.message() == {"channel": "door:lobby", "event": "left", "data": "Ada"}
+        await grace.call("enter", {"room": "lobby", "name": "Grace"})
+        assert await names(grace, "lobby") == ["Ada", "Grace"]
+        # Who comes and goes within a quarter of a second is not told of.
+        assert "Grace" in [name for _, name in await notice(grace, "join")]
+        welcome = await ada.call("enter", {"room": "library", "name": " Ada "})
+        assert welcome == {"room": "library", "name": "Ada"}
+        assert [name for _, name in await notice(grace, "leave")] == ["Ada"]
+        assert await names(grace, "lobby") == ["Grace"]
+        assert await names(grace, "library") == ["Ada"]
+
+
+async def test_a_name_is_taken_by_entering_alone(start: Start) -> None:
+    """Who listened first, or says otherwise of itself, gets no name that somebody has."""
+    url = f"{(await start()).url}/ws"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url) as one, session.ws_connect(url) as other:
+        ada, eve = Client(one), Client(other)
+        await ada.call("enter", {"room": "lobby", "name": "Ada"})
+        await eve.call("enter", {"room": "library", "name": "Ada"})
+        await eve.call("subscribe", {"channel": "chat:lobby"})
+        members = (await ada.call("presence", {"channel": "chat:lobby"}))["members"]
+        assert {member["info"] for member in members} == {"Ada", None}
+        assert (await eve.error("presence_update", {"channel": "chat:lobby", "info": "Ada"}))["code"] == 3
+        taken = {"message": "Somebody in lobby is called Ada already", "code": 1}
+        assert await eve.error("enter", {"room": "lobby", "name": "Ada"}) == taken
+        assert await names(ada, "lobby") == ["Ada"]
 
 
 async def test_a_room_keeps_the_last_two_hundred_words(start: Start) -> None:
@@ -309,6 +348,19 @@ async def test_a_closed_tab_and_a_left_room_are_told_to_those_who_stay(start: St
     await expect(lines(ada).last).to_have_text("Alan left")
 
 
+async def test_a_page_that_is_loaded_anew_does_not_leave(start: Start, tabs: Tabs) -> None:
+    """It is in its room again, and the others see nothing of it."""
+    url = (await start()).url
+    ada, grace = await asyncio.gather(tabs.enter(url, "Ada"), tabs.enter(url, "Grace"))
+    await expect(people(grace)).to_have_text(["Ada", "Grace"])
+    await ada.reload()
+    await expect(people(ada)).to_have_text(["Ada", "Grace"])
+    # What is told of Alan would come after what is told of Ada.
+    await tabs.enter(url, "Alan")
+    await expect(lines(grace).last).to_have_text("Alan entered")
+    await expect(lines(grace).filter(has_text="Ada left")).to_have_count(0)
+
+
 async def test_the_chart_moves(start: Start, tabs: Tabs) -> None:
     """A point is added to the line for each value that the server publishes."""
     page = await tabs.open((await start()).url)
@@ -347,6 +399,7 @@ async def test_the_page_says_when_it_is_disconnected_and_comes_back(start: Start
     """After a restart of the server the page is in its room again, and the chart moves again."""
     example = await start()
     page = await tabs.enter(example.url, "Ada")
+    await tell(page, "Before")
     await example.interrupt()
     await expect(page.locator("#status")).to_have_text("Disconnected, trying again…")
     await say(page, "Hello")
@@ -370,17 +423,15 @@ async def test_a_lost_link_makes_no_hole_and_no_double(start: Start, tabs: Tabs)
         await expect(lines(ada).last).to_have_text("before")
         link.cut()
         await expect(ada.locator("#status")).to_have_text("Disconnected, trying again…")
-        await expect(people(grace)).to_have_text(["Grace"])
         for text in ("meanwhile", "still"):
             await tell(grace, text)
         link.mend()
-        await expect(people(grace)).to_have_text(["Ada", "Grace"])
+        await expect(ada.locator("#status")).to_have_text("Connected")
         await say(grace, "afterwards")
         said = ada.get_by_role("log").locator(".other p")
         await expect(said).to_have_text(["before", "meanwhile", "still", "afterwards"])
         await expect(lines(ada).filter(has_text="missing")).to_have_count(0)
         await ada.reload()
-        await knock(ada, "Ada")
         await expect(said).to_have_text(["before", "meanwhile", "still", "afterwards"])
     tabs.forget_failed_connections()
 
@@ -417,3 +468,96 @@ async def test_the_client_of_the_guide_misses_nothing(start: Start, tabs: Tabs) 
             seen += f",live {n}"
             await expect(page).to_have_title(seen)
     tabs.forget_failed_connections()
+
+
+# -- over Redis -------------------------------------------------------------------------------------------------------
+
+
+async def test_several_workers_without_redis_are_refused() -> None:
+    """They would not hear of each other: the command says what is missing."""
+    process = await asyncio.create_subprocess_exec(
+        PYTHON, "-m", "example", "--workers", "2", cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+    _, complaint = await asyncio.wait_for(process.communicate(), WAIT)
+    assert process.returncode == 2
+    assert b"several workers need --redis" in complaint
+
+
+def workers(port: int) -> set[str]:
+    """Inodes of the sockets that listen on *port*, as Linux tells: of each worker one."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if row[1] == f"0100007F:{port:04X}" and row[3] == "0A"}
+
+
+async def test_workers_share_a_port_and_the_chat_and_end_together(start: Start, redis_server: RedisServer) -> None:
+    """Whoever of the workers a client gets, it hears all; Ctrl+C ends all of them, without a complaint."""
+    port = free_port()
+    example = await start(port, "--redis", redis_server.url, "--workers", "3")
+    await asyncio.wait_for(asyncio.to_thread(wait_for_workers, port, 3), WAIT)
+    async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+        # That all of them get the same one of three workers happens once in 3 ** 19 times.
+        clients = [Client(await stack.enter_async_context(session.ws_connect(f"{example.url}/ws"))) for _ in range(20)]
+        for n, client in enumerate(clients):
+            await client.call("enter", {"room": "lobby", "name": f"{n:02}"})
+            await client.call("subscribe", {"channel": "chat:lobby"})
+        assert await names(clients[0], "lobby") == [f"{n:02}" for n in range(20)]
+        await clients[0].call("say", {"text": "Hello"})
+        for client in clients:
+            while "channel" not in (frame := client.pushed.pop(0) if client.pushed else await client.receive()):
+                pass
+            assert frame["data"]["text"] == "Hello"
+        status, complaints = await example.interrupt()
+    assert (status, complaints) == (0, "")
+    assert workers(port) == set()
+
+
+def wait_for_workers(port: int, number: int) -> None:
+    for _ in patiently(f"{number} workers on port {port}"):
+        if len(workers(port)) == number:
+            return
+
+
+async def test_two_processes_are_one_chat_and_redis_may_die(start: Start, tabs: Tabs, own_redis: RedisServer) -> None:
+    """Pages of two processes see and hear each other, and go on without a hole when Redis is back."""
+    one, other = await asyncio.gather(*(start(0, "--redis", own_redis.url) for _ in range(2)))
+    ada, grace = await tabs.enter(one.url, "Ada"), await tabs.enter(other.url, "Grace")
+    for page in (ada, grace):
+        await expect(people(page)).to_have_text(["Ada", "Grace"])
+    await expect(lines(ada).last).to_have_text("Grace entered")
+    twin = await tabs.open(other.url)
+    await knock(twin, "Ada")
+    await expect(twin.locator("#door .failure")).to_have_text("Somebody in lobby is called Ada already")
+    await say(grace, "before")
+    said = ada.get_by_role("log").locator(".other p")
+    await expect(said).to_have_text(["before"])
+
+    own_redis.kill()
+    await say(grace, "meanwhile")
+    await expect(grace.locator("#speak .failure")).to_have_text("Broker unavailable")
+    await own_redis.start()
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{other.url}/ws") as ws:
+        async with asyncio.timeout(WAIT):
+            while "error" in await Client(ws).ask("enter", {"room": "library", "name": "Alan"}):
+                pass
+    await tell(grace, "afterwards")
+    await expect(said).to_have_text(["before", "afterwards"])
+    await expect(lines(ada).filter(has_text="missing")).to_have_count(0)
+    for page in (ada, grace):
+        await expect(people(page)).to_have_text(["Ada", "Grace"])
+    await grace.get_by_role("button", name="Leave").click()
+    await expect(people(ada)).to_have_text(["Ada"])
+    await expect(lines(ada).last).to_have_text("Grace left")
+
+
+async def test_workers_that_measure_draw_one_chart(start: Start, redis_server: RedisServer) -> None:
+    """Each second has one value, however many processes publish it, and who comes later reads it."""
+    one, other = await asyncio.gather(*(start(0, "--redis", redis_server.url) for _ in range(2)))
+    del one
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{other.url}/ws") as ws:
+        client = Client(ws)
+        await client.call("subscribe", {"channel": "load"})
+        began = time.time()
+        for _ in range(3):
+            assert (await client.message())["event"] == "measured"
+        assert time.time() - began > 1
+        assert len((await client.call("history", {"channel": "load"}))["messages"]) >= 3
