@@ -87,13 +87,7 @@ class Store:
         await self._publish_once(channel, LIVE + packed)
 
     async def _publish_once(self, channel: bytes, published: bytes) -> None:
-
-        async def attempt(may_have_run: bool) -> None:
-            if may_have_run:
-                raise BrokerUnavailable("the reply to PUBLISH was lost", may_have_run=True)
-            await self._links.of(channel).run(self._publish, channel, published)
-
-        await self._in_time(attempt)
+        await self._in_time(lambda _: self._links.of(channel).run(self._publish, channel, published), repeats=False)
 
     async def append(self, message: Message, history: History, key: str | None = None, **members: Any) -> Position:
         """Keep and publish; its position, which is the first one if *key* was used before."""
@@ -189,8 +183,11 @@ class Store:
         """Return when orders are heard."""
         await self._links.subscribe(self.orders)
 
-    async def _in_time(self, attempt: Callable[[bool], Awaitable[Result]]) -> Result:
-        """Make attempts until one has a reply or the time is up; each is told whether one before may have run."""
+    async def _in_time(self, attempt: Callable[[bool], Awaitable[Result]], *, repeats: bool = True) -> Result:
+        """Make attempts until one has a reply or the time is up; each is told whether one before may have run.
+
+        None follows on one that may have run unless it *repeats* without harm.
+        """
         may_have_run, reason = False, "no reply in time"
         try:
             async with asyncio.timeout(self._timeout):
@@ -198,7 +195,7 @@ class Store:
                     try:
                         return await attempt(may_have_run)
                     except BrokerUnavailable as error:
-                        if self._is_stopped or (may_have_run and error.may_have_run):
+                        if self._is_stopped or (error.may_have_run and not repeats):
                             raise
                         may_have_run, reason = may_have_run or error.may_have_run, error.reason
                     await asyncio.sleep(PAUSE)
