@@ -112,6 +112,7 @@ class Client:
     async def leave(self) -> None:
         """Disconnect without a word."""
         await self._session.close()
+        await self._ws.close()  # with nothing left to write to, it only lets go of the connection
 
     async def _receive(self) -> dict[str, Any]:
         frame: dict[str, Any] = json.loads(await self._ws.receive_str(timeout=WAIT))
