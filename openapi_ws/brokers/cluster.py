@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 SLOTS = 16384
 CALM = 0.05
 """Seconds between two looks at who has which slot, however many say that it has changed."""
+LOOK = 5.0
+"""Seconds after which the masters are asked though nothing is in doubt: one may have told what was no longer true."""
 AGAIN = 0.5
 """Seconds until the next look as long as something is not as it should be: a master is down, a channel has none."""
 
@@ -168,7 +170,7 @@ class Cluster(Fleet):
         while True:
             is_settled = self.is_up and None not in self._homes.values() and None not in self._slots
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if is_settled else AGAIN):
+                async with asyncio.timeout(LOOK if is_settled else AGAIN):
                     await self._stale.wait()
             self._stale.clear()
             try:
